@@ -1,0 +1,165 @@
+//! Flags of the processes, and the settings they make.
+
+use std::{fs, io, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use anyhow::Context;
+use clap::Args;
+use config::bootstrap::{
+    AccessLog, DEFAULT_ADMIN_ADDR, DEFAULT_API_ADDR, DEFAULT_XDS_ADDR, ProxySettings, ServerSettings,
+};
+
+use super::ready::Ready;
+use crate::{flags::duration, process::hostname};
+
+/// Where a process keeps what must survive it.
+#[derive(Args)]
+pub(super) struct Data {
+    /// Where state is kept; created when missing
+    #[arg(long, default_value = "sluicegate-data", value_name = "DIR")]
+    data_dir: PathBuf,
+}
+
+impl Data {
+    /// Where the proxy `node` keeps its last good configuration.
+    pub(super) fn last_good(&self, node: &str) -> anyhow::Result<PathBuf> {
+        let dir = &self.data_dir;
+        fs::create_dir_all(dir).with_context(|| format!("cannot create --data-dir {}", dir.display()))?;
+        // A node id is free text; a file name is not.
+        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
+        Ok(dir.join(format!("last-good-{}", node.chars().map(plain).collect::<String>())))
+    }
+}
+
+#[derive(Args)]
+pub(super) struct Server {
+    /// Where the HTTP API listens; it has no authentication
+    #[arg(long, default_value = DEFAULT_API_ADDR, value_name = "ADDRESS")]
+    api_addr: SocketAddr,
+    /// Where xDS listens; it has no authentication
+    #[arg(long, default_value = DEFAULT_XDS_ADDR, value_name = "ADDRESS")]
+    xds_addr: SocketAddr,
+}
+
+impl Server {
+    pub(super) fn settings(&self, data: &Data) -> ServerSettings {
+        let defaults = ServerSettings::new(&data.data_dir);
+        ServerSettings { api_addr: self.api_addr, xds_addr: self.xds_addr, ..defaults }
+    }
+}
+
+#[derive(Args)]
+pub(super) struct Proxy {
+    /// Where the proxy's admin interface listens
+    #[arg(long, default_value = DEFAULT_ADMIN_ADDR, value_name = "ADDRESS")]
+    admin_addr: SocketAddr,
+    /// The proxy's id: unique among the proxies of a server, stable over restarts [default: this host]
+    #[arg(long, value_name = "ID")]
+    node: Option<String>,
+    /// Threads that serve requests; 0 means one a core
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    threads: usize,
+    /// Write a JSON access log to this file, or to standard output with -
+    #[arg(long, value_name = "FILE|-")]
+    access_log: Option<PathBuf>,
+    /// How long in-flight requests may take to finish when it stops
+    #[arg(long, value_parser = duration, default_value = "30s", value_name = "TIME")]
+    drain_timeout: Duration,
+}
+
+impl Proxy {
+    pub(super) fn settings(&self, servers: Vec<String>) -> ProxySettings {
+        let defaults = ProxySettings::new(self.node.clone().unwrap_or_else(hostname), servers);
+        let access_log = self.access_log.clone().map(|path| match path.to_str() {
+            Some("-") => AccessLog::Stdout,
+            _ => AccessLog::File(path),
+        });
+        ProxySettings {
+            admin_addr: self.admin_addr,
+            threads: self.threads,
+            access_log,
+            drain_timeout: self.drain_timeout,
+            ..defaults
+        }
+    }
+}
+
+/// What every long-lived process has.
+#[derive(Args)]
+pub(super) struct Process {
+    /// Write a JSON file with the process id and the addresses, once it listens
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+    /// Stop when standard input ends, for parents that must not leave it behind
+    #[arg(long, hide = true)]
+    pub(super) until_stdin_closes: bool,
+}
+
+impl Process {
+    /// Before anything listens: room for connections, and no word of a former life.
+    pub(super) fn prepare(&self) -> anyhow::Result<()> {
+        // Two descriptors a request add up; the soft limit is often 1024.
+        if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+        }
+        match self.ready_file.as_ref().map(|path| (path, fs::remove_file(path))) {
+            Some((path, Err(error))) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot replace --ready-file {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says where it listens.
+    pub(super) fn announce(&self, ready: &Ready) -> anyhow::Result<()> {
+        // Not on stdout, where the access log may go.
+        eprint!("{ready}");
+        match &self.ready_file {
+            Some(path) => {
+                ready.write(path).with_context(|| format!("cannot write --ready-file {}", path.display()))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// `host:port`; the host is resolved at each connection, because its addresses may change.
+#[derive(Clone, Debug)]
+pub(super) struct HostPort(pub(super) String);
+
+impl FromStr for HostPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let valid = text.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(format!("`{text}` is not host:port, like 10.0.0.5:18000"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_a_host_and_a_port() {
+        for good in ["127.0.0.1:18000", "xds.internal:1", "[::1]:18000"] {
+            assert!(good.parse::<HostPort>().is_ok(), "{good}");
+        }
+        for bad in ["", "host", ":1", "host:", "host:0", "host:65536", "http://host:1"] {
+            assert!(bad.parse::<HostPort>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_last_good_file_of_any_node_stays_in_its_directory() {
+        let dir = std::env::temp_dir().join(format!("sluicegate-{}", fastrand::u64(..)));
+        let path = Data { data_dir: dir.clone() }.last_good("../a b").unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(path, dir.join("last-good-.._a_b"));
+    }
+}
