@@ -127,7 +127,7 @@ async fn hold(registration: Option<&Registration>, client: &Client) -> anyhow::R
 }
 
 /// Who answers, and how.
-struct Instance {
+pub(crate) struct Instance {
     version: HeaderValue,
     id: HeaderValue,
     greeting: String,
@@ -135,7 +135,7 @@ struct Instance {
 }
 
 impl Instance {
-    fn new(version: &VersionName, id: &EndpointId, delay: Duration) -> anyhow::Result<Self> {
+    pub(crate) fn new(version: &VersionName, id: &EndpointId, delay: Duration) -> anyhow::Result<Self> {
         Ok(Self {
             version: HeaderValue::from_str(version.as_str())?,
             id: HeaderValue::from_str(id.as_str())?,
@@ -145,7 +145,7 @@ impl Instance {
     }
 
     /// Serves until `stop`, then finishes what is in flight.
-    async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+    pub(crate) async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
         let connections = TaskTracker::new();
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
@@ -203,5 +203,49 @@ impl Instance {
         response.headers_mut().insert("x-instance", self.id.clone());
         response.headers_mut().insert("content-type", HeaderValue::from_static("text/plain; charset=utf-8"));
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use hyper::Method;
+
+    use super::*;
+    use crate::client::Error;
+
+    async fn instance(delay: Duration) -> (Client, CancellationToken, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = Client::new(&listener.local_addr().unwrap().to_string()).unwrap();
+        let instance = Instance::new(&"v1".parse().unwrap(), &"a".parse().unwrap(), delay).unwrap();
+        let stop = CancellationToken::new();
+        (client, stop.clone(), tokio::spawn(Arc::new(instance).serve(listener, stop)))
+    }
+
+    #[tokio::test]
+    async fn an_answer_names_version_instance_and_path() {
+        let (client, ..) = instance(Duration::ZERO).await;
+        let mut lines = client.call(Method::GET, "/some/path").query("q", 1).stream().await.unwrap();
+        assert_eq!(lines.next().await.unwrap().unwrap(), "v1 a /some/path");
+    }
+
+    #[tokio::test]
+    async fn a_stop_finishes_what_is_in_flight_and_takes_nothing_new() {
+        let delay = Duration::from_millis(100);
+        let (client, stop, serving) = instance(delay).await;
+        let began = Instant::now();
+        let in_flight = async {
+            let answer = client.call(Method::GET, "/").send().await;
+            assert!(answer.is_ok() && began.elapsed() >= delay);
+        };
+        let stopping = async {
+            sleep(delay / 2).await;
+            stop.cancel();
+        };
+        tokio::join!(in_flight, stopping);
+        serving.await.unwrap();
+        let refused = client.call(Method::GET, "/").send().await;
+        assert!(matches!(refused, Err(Error::Unreachable { .. })));
     }
 }

@@ -233,7 +233,10 @@ fn text(headers: &HeaderMap, name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::echo::Instance;
 
     #[test]
     fn a_share_is_of_what_was_answered() {
@@ -241,5 +244,31 @@ mod tests {
             Tally { versions: [("v1".to_owned(), 90), ("v2".to_owned(), 10)].into(), ..Tally::default() };
         assert!((tally.share("v2") - 10.0).abs() < 1e-9);
         assert!(Tally::default().share("v2").abs() < 1e-9);
+    }
+
+    #[tokio::test]
+    async fn traffic_notes_who_answered_and_what_failed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let instance = Instance::new(&"v1".parse().unwrap(), &"a".parse().unwrap(), Duration::ZERO).unwrap();
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(Arc::new(instance).serve(listener, stop.clone()));
+
+        let limit = Duration::from_secs(5);
+        let began = Instant::now();
+        let traffic = Traffic::start(address, limit).await.unwrap();
+        let first = traffic.first(0, limit, |s| s.is_from("a") && s.is_version("v1")).await.unwrap();
+        assert!(first.sent >= began && first.done >= first.sent);
+        assert!(traffic.first(0, Duration::ZERO, |s| s.is_from("b")).await.is_none());
+
+        stop.cancel();
+        serving.await.unwrap();
+        let mark = traffic.mark();
+        assert!(traffic.first(mark, limit, |s| s.outcome.is_err()).await.is_some());
+        let tally = traffic.tally(0, began);
+        assert!(
+            tally.answered() > 0 && tally.failed > 0 && (tally.share("v1") - 100.0).abs() < 1e-9,
+            "{tally:?}"
+        );
     }
 }
