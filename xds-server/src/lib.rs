@@ -1,5 +1,34 @@
-//! The control plane of Sluicegate.
-pub mod api {
-    //! The HTTP API.
-    pub mod types;
-}
+//! The control plane of Sluicegate: knows every instance, and tells every proxy.
+//!
+//! # Rooms
+//! - [`registry`]: the one writer. Tries a write, commits it to the store, publishes a snapshot.
+//! - [`store`]: what outlives the process.
+//! - [`lease`]: what keeps endpoints alive between writes.
+//! - [`snapshot`]: what proxies are to know, encoded once.
+//! - [`subscription`]: pure; what one client is owed. All rules of the protocol.
+//! - [`ads`]: the gRPC streams around it.
+//! - [`fleet`]: the connected clients and how far each has come. [`timeline`]: what happened.
+//! - [`api`]: the HTTP API. [`metrics`]: what is counted. [`limit`]: connections in bounds.
+//!
+//! # Flow of a write
+//! `api` → `registry` (try, commit, publish) → every stream of `ads` wakes, asks its `subscription`
+//! for what is due, sends shared bytes → the client acknowledges → `fleet` → `timeline`, and those
+//! who wait for it.
+//!
+//! Architecture invariants: `proxy` is never imported. `snapshot`, `subscription`, `registry::world`
+//! and `registry::write` do no I/O. Nothing holds a lock over an `await` or a send.
+
+pub mod ads;
+pub mod api;
+pub mod fleet;
+pub mod lease;
+pub mod limit;
+pub mod metrics;
+pub mod registry;
+mod server;
+pub mod snapshot;
+pub mod store;
+pub mod subscription;
+pub mod timeline;
+
+pub use server::{Server, StartError};

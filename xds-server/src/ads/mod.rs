@@ -1,0 +1,141 @@
+//! The aggregated discovery service: gRPC around [`crate::subscription`].
+//!
+//! - [`wire`]: responses to bytes; shares what the snapshot encoded once.
+//! - `stream`: the task of one stream.
+//! - here: the gRPC service and its server.
+//!
+//! The service is written against tonic's codec rather than generated, so that the bytes of a
+//! resource go to every stream as they are.
+
+mod stream;
+mod wire;
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Response, Status, Streaming,
+    body::Body,
+    codegen::{Service, http},
+    server::{Grpc, NamedService, StreamingService},
+};
+
+use crate::{fleet::Fleet, limit::Limited, metrics::Metrics, registry::State, timeline::Timeline};
+use stream::{Requests, Stream};
+use wire::{AdsCodec, Frame};
+
+/// How many xDS connections may be open; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 16_384;
+/// How many streams one connection may have open.
+const MAX_STREAMS: u32 = 64;
+/// How large one request may be, in bytes.
+const MAX_REQUEST: usize = 4 << 20;
+
+/// What every stream shares.
+#[derive(Clone)]
+pub struct Ads {
+    /// Follows the registry.
+    pub state: watch::Receiver<Arc<State>>,
+    /// The connected clients.
+    pub fleet: Arc<Fleet>,
+    /// The timeline.
+    pub timeline: Arc<Timeline>,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// Ends every stream.
+    pub stop: CancellationToken,
+}
+
+/// Serves xDS on `listener` until `ads.stop`.
+pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
+    let stop = ads.stop.clone();
+    let (accepted, incoming) = mpsc::channel::<io::Result<Limited<TcpStream>>>(1);
+    let accepting = crate::limit::accept(listener, MAX_CONNECTIONS, accepted, stop.clone());
+    let mut server = tonic::transport::Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(2 << 20)
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)));
+    let serving =
+        server.add_service(ads).serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
+            stop.cancelled().await;
+        });
+    let (served, ()) = tokio::join!(serving, accepting);
+    served.map_err(io::Error::other)
+}
+
+impl NamedService for Ads {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl Service<http::Request<Body>> for Ads {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let ads = self.clone();
+        let method = request.uri().path().strip_prefix("/").and_then(|path| path.strip_prefix(Self::NAME));
+        match method {
+            Some("/DeltaAggregatedResources") => Box::pin(async move {
+                let codec = AdsCodec::<DeltaDiscoveryRequest>::new();
+                let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_REQUEST);
+                Ok(grpc.streaming(Method(ads), request).await)
+            }),
+            Some("/StreamAggregatedResources") => Box::pin(async move {
+                let codec = AdsCodec::<DiscoveryRequest>::new();
+                let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_REQUEST);
+                Ok(grpc.streaming(Method(ads), request).await)
+            }),
+            _ => Box::pin(async {
+                Ok(Status::unimplemented("only aggregated discovery is served").into_http())
+            }),
+        }
+    }
+}
+
+/// One call of either method.
+struct Method(Ads);
+
+impl<R> StreamingService<R> for Method
+where
+    R: Send + 'static,
+    Requests: From<Streaming<R>>,
+{
+    type Response = Frame;
+    type ResponseStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<Frame, Status>> + Send>>;
+    type Future = BoxFuture<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<R>>) -> Self::Future {
+        let ads = self.0.clone();
+        Box::pin(async move {
+            let peer = request.remote_addr();
+            let requests = Requests::from(request.into_inner());
+            let (frames, responses) = mpsc::channel(stream::BUFFERED);
+            tokio::spawn(Stream::new(ads, peer, requests, frames).run());
+            let responses: Self::ResponseStream = Box::pin(ReceiverStream::new(responses));
+            Ok(Response::new(responses))
+        })
+    }
+}

@@ -1,0 +1,75 @@
+//! The HTTP API: JSON over HTTP/1.1, described by an OpenAPI document it serves itself.
+//!
+//! - [`types`]: what it says.
+//! - `request`: what a request may say: bodies in bounds, queries, preconditions, who asks.
+//! - `answer`: refusals as answers.
+//! - `manifests`, `objects`, `endpoints`, `watch`: the handlers.
+//! - `openapi`: the document.
+//! - `server`: connections, in bounds.
+
+mod answer;
+mod endpoints;
+mod manifests;
+mod objects;
+mod openapi;
+mod request;
+mod server;
+pub mod types;
+mod watch;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{delete, get, post, put},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{fleet::Fleet, metrics::Metrics, registry::Registry, timeline::Timeline};
+pub(crate) use answer::error_body;
+pub(crate) use manifests::read as read_manifests;
+pub use server::serve;
+
+/// What every handler shares.
+#[derive(Clone)]
+pub struct Api {
+    /// The registry.
+    pub registry: Registry,
+    /// The connected clients.
+    pub fleet: Arc<Fleet>,
+    /// The timeline.
+    pub timeline: Arc<Timeline>,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// Ends what would go on for ever.
+    pub stop: CancellationToken,
+}
+
+fn router(api: Api) -> Router {
+    Router::new()
+        .route("/v1/apply", post(manifests::apply))
+        .route("/v1/services", get(objects::services))
+        .route("/v1/services/{service}", get(objects::service).delete(objects::delete_service))
+        .route("/v1/services/{service}/split", put(objects::put_split))
+        .route("/v1/gateways", get(objects::gateways))
+        .route("/v1/gateways/{gateway}", delete(objects::delete_gateway))
+        .route("/v1/routes", get(objects::routes))
+        .route("/v1/routes/{route}", delete(objects::delete_route))
+        .route(
+            "/v1/services/{service}/versions/{version}/endpoints/{id}",
+            put(endpoints::register).delete(endpoints::remove),
+        )
+        .route("/v1/services/{service}/versions/{version}/endpoints/{id}/hold", post(endpoints::hold))
+        .route("/v1/proxies", get(watch::proxies))
+        .route("/v1/events", get(watch::events))
+        .route("/v1/openapi.json", get(openapi::document))
+        .route("/healthz", get(watch::healthz))
+        .route("/readyz", get(watch::readyz))
+        .route("/metrics", get(watch::metrics))
+        .fallback(answer::no_such_page)
+        .method_not_allowed_fallback(answer::no_such_method)
+        // Each handler reads its body within its own bound.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(api)
+}

@@ -1,0 +1,78 @@
+//! Connections of the API, in bounds.
+
+use std::{io, time::Duration};
+
+use axum::body::Body;
+use hyper::{Request, server::conn::http1};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use super::{Api, request::Peer, router};
+use crate::{
+    limit::{self, Limited},
+    metrics::{Class, StatusClass},
+};
+
+/// How many connections may be open, held registrations included; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 16_384;
+/// How long a request's head may take to arrive, which is also how long an idle connection lives.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long connections may take to end when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Serves the API on `listener` until `api.stop`.
+pub async fn serve(listener: TcpListener, api: Api) {
+    let (accepted, mut incoming) = mpsc::channel::<io::Result<Limited<TcpStream>>>(1);
+    let accepting = limit::accept(listener, MAX_CONNECTIONS, accepted, api.stop.clone());
+    let connections = TaskTracker::new();
+    let serving = async {
+        let router = router(api.clone());
+        while let Some(Ok(stream)) = incoming.recv().await {
+            connections.spawn(connection(stream, router.clone(), api.clone()));
+        }
+    };
+    tokio::join!(accepting, serving);
+    connections.close();
+    // Those that do not end in time are cut: they have had their answer, or never asked.
+    let _ = tokio::time::timeout(STOP_TIMEOUT, connections.wait()).await;
+}
+
+async fn connection(stream: Limited<TcpStream>, router: axum::Router, api: Api) {
+    let Ok(peer) = stream.stream().peer_addr() else { return };
+    let metrics = &api.metrics;
+    let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
+        let router = router.clone();
+        async move {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(Peer(peer));
+            let response = router.oneshot(request).await?;
+            let class = match response.status().as_u16() {
+                ..400 => StatusClass::Success,
+                400..500 => StatusClass::ClientError,
+                500.. => StatusClass::ServerError,
+            };
+            metrics.api_requests.get_or_create(&Class { class }).inc();
+            Ok::<_, std::convert::Infallible>(response)
+        }
+    });
+    metrics.api_connections.inc();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_headers(64).max_buf_size(64 << 10);
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => if let Err(error) = ended {
+            tracing::debug!(%peer, %error, "an API connection broke");
+        },
+        () = api.stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+    metrics.api_connections.dec();
+}

@@ -1,0 +1,274 @@
+//! The connected xDS clients, and how far each has come.
+//!
+//! The lowest applied revision of all is kept as a count by revision, so that an acknowledgement
+//! costs the same however many proxies there are.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use config::xds::ResourceType;
+use tokio::sync::watch;
+
+use crate::api::types::{Applied, Missing, Nack, ProxyView};
+
+/// How far every connected client has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Floor {
+    /// Connected clients.
+    pub proxies: usize,
+    /// The newest revision that all of them have applied; meaningless without clients.
+    pub revision: u64,
+}
+
+/// Every connected client.
+#[derive(Debug)]
+pub struct Fleet {
+    inner: Mutex<Inner>,
+    floor: watch::Sender<Floor>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    members: HashMap<u64, Member>,
+    /// How many members have applied each revision.
+    applied: BTreeMap<u64, usize>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Member {
+    identity: Identity,
+    since: Instant,
+    applied: u64,
+    lag: Duration,
+    nacks: u64,
+    refused: [Option<(String, Instant)>; ResourceType::ALL.len()],
+}
+
+/// Who a client says it is.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    /// Its node id.
+    pub node: String,
+    /// Its node cluster.
+    pub cluster: String,
+    /// Program and version.
+    pub agent: String,
+    /// `incremental` or `state-of-the-world`.
+    pub variant: &'static str,
+    /// Where it connects from.
+    pub peer: Option<SocketAddr>,
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), floor: watch::channel(Floor::default()).0 }
+    }
+}
+
+impl Fleet {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a client that has applied nothing yet, for as long as the membership lives.
+    pub fn join(self: &Arc<Self>, identity: Identity) -> Membership {
+        let mut inner = self.lock();
+        inner.next += 1;
+        let id = inner.next;
+        let member = Member {
+            identity,
+            since: Instant::now(),
+            applied: 0,
+            lag: Duration::ZERO,
+            nacks: 0,
+            refused: Default::default(),
+        };
+        inner.members.insert(id, member);
+        *inner.applied.entry(0).or_default() += 1;
+        self.publish(&inner);
+        Membership { fleet: Arc::clone(self), id }
+    }
+
+    fn publish(&self, inner: &Inner) {
+        let floor = Floor {
+            proxies: inner.members.len(),
+            revision: inner.applied.first_key_value().map_or(0, |(revision, _)| *revision),
+        };
+        self.floor.send_if_modified(|current| std::mem::replace(current, floor) != floor);
+    }
+
+    /// Follows how far every client has come.
+    pub fn follow(&self) -> watch::Receiver<Floor> {
+        self.floor.subscribe()
+    }
+
+    /// Waits until every client has applied `revision`, at most `timeout`.
+    pub async fn applied(&self, revision: u64, timeout: Duration) -> Applied {
+        let began = Instant::now();
+        let mut floor = self.follow();
+        let reached = floor.wait_for(|f| f.proxies == 0 || f.revision >= revision);
+        let complete = tokio::time::timeout(timeout, reached).await.is_ok();
+        let ms = began.elapsed().as_secs_f64() * 1e3;
+        let inner = self.lock();
+        let behind = inner.members.values().filter(|m| !complete && m.applied < revision);
+        let mut missing: Vec<Missing> = behind
+            .map(|member| Missing {
+                node: member.identity.node.clone(),
+                revision: member.applied,
+                nack: member.refused.iter().flatten().map(|(reason, _)| reason.clone()).next(),
+            })
+            .collect();
+        missing.sort_by(|a, b| a.node.cmp(&b.node));
+        Applied { complete, proxies: inner.members.len(), ms, missing }
+    }
+
+    /// Every client, by node; `newest` is the newest revision.
+    pub fn view(&self, newest: u64) -> Vec<ProxyView> {
+        let inner = self.lock();
+        let mut views: Vec<ProxyView> = inner.members.values().map(|m| m.view(newest)).collect();
+        drop(inner);
+        views.sort_by(|a, b| (&a.node, &a.peer).cmp(&(&b.node, &b.peer)));
+        views
+    }
+}
+
+impl Member {
+    fn view(&self, newest: u64) -> ProxyView {
+        let refused = ResourceType::ALL.into_iter().zip(&self.refused);
+        let mut refused: Vec<Nack> = refused
+            .filter_map(|(resource_type, refused)| {
+                let (reason, at) = refused.as_ref()?;
+                let age_ms = at.elapsed().as_millis() as u64;
+                Some(Nack { resource_type: resource_type.short().to_owned(), reason: reason.clone(), age_ms })
+            })
+            .collect();
+        refused.sort_by_key(|nack| nack.age_ms);
+        ProxyView {
+            node: self.identity.node.clone(),
+            cluster: self.identity.cluster.clone(),
+            agent: self.identity.agent.clone(),
+            variant: self.identity.variant.to_owned(),
+            peer: self.identity.peer.map(|p| p.to_string()).unwrap_or_default(),
+            age_ms: self.since.elapsed().as_millis() as u64,
+            revision: self.applied,
+            lag_ms: self.lag.as_secs_f64() * 1e3,
+            synced: self.applied >= newest,
+            nacks: self.nacks,
+            refused,
+        }
+    }
+}
+
+/// A client's place in the fleet; dropping it takes the client out.
+#[derive(Debug)]
+pub struct Membership {
+    fleet: Arc<Fleet>,
+    id: u64,
+}
+
+impl Membership {
+    /// The client has applied everything up to `revision`.
+    pub fn applied(&self, revision: u64) {
+        let mut inner = self.fleet.lock();
+        let Some(member) = inner.members.get_mut(&self.id) else { return };
+        let before = std::mem::replace(&mut member.applied, revision);
+        if before != revision {
+            inner.move_count(before, Some(revision));
+            self.fleet.publish(&inner);
+        }
+    }
+
+    /// The client acknowledged a response of this type, `lag` after what it holds was published.
+    pub fn acknowledged(&self, resource_type: ResourceType, lag: Duration) {
+        if let Some(member) = self.fleet.lock().members.get_mut(&self.id) {
+            member.refused[resource_type.index()] = None;
+            member.lag = lag;
+        }
+    }
+
+    /// The client refused a response of this type.
+    pub fn refused(&self, resource_type: ResourceType, reason: String) {
+        if let Some(member) = self.fleet.lock().members.get_mut(&self.id) {
+            member.nacks += 1;
+            member.refused[resource_type.index()] = Some((reason, Instant::now()));
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut inner = self.fleet.lock();
+        if let Some(member) = inner.members.remove(&self.id) {
+            inner.move_count(member.applied, None);
+        }
+        self.fleet.publish(&inner);
+    }
+}
+
+impl Inner {
+    fn move_count(&mut self, from: u64, to: Option<u64>) {
+        if let Some(count) = self.applied.get_mut(&from) {
+            *count -= 1;
+            if *count == 0 {
+                self.applied.remove(&from);
+            }
+        }
+        if let Some(to) = to {
+            *self.applied.entry(to).or_default() += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn join(fleet: &Arc<Fleet>, node: &str) -> Membership {
+        fleet.join(Identity { node: node.into(), ..Identity::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_when_the_last_proxy_has_it() {
+        let fleet = Arc::new(Fleet::default());
+        let (a, b) = (join(&fleet, "a"), join(&fleet, "b"));
+        a.applied(7);
+        let waiting = tokio::spawn({
+            let fleet = Arc::clone(&fleet);
+            async move { fleet.applied(7, Duration::from_secs(2)).await }
+        });
+        tokio::task::yield_now().await;
+        b.applied(8);
+        let applied = waiting.await.unwrap();
+        assert!(applied.complete);
+        assert_eq!((applied.proxies, applied.missing.len()), (2, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_names_who_has_not_applied_it_and_why() {
+        let fleet = Arc::new(Fleet::default());
+        let (a, _b) = (join(&fleet, "a"), join(&fleet, "b"));
+        a.applied(7);
+        _b.refused(ResourceType::Cluster, "no such thing".into());
+        let applied = fleet.applied(7, Duration::from_secs(2)).await;
+        assert!(!applied.complete);
+        assert_eq!(applied.missing.len(), 1);
+        assert_eq!(applied.missing[0].node, "b");
+        assert_eq!(applied.missing[0].nack.as_deref(), Some("no such thing"));
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_leaves_holds_nobody_up() {
+        let fleet = Arc::new(Fleet::default());
+        let (a, b) = (join(&fleet, "a"), join(&fleet, "b"));
+        a.applied(7);
+        drop(b);
+        assert!(fleet.applied(7, Duration::from_secs(1)).await.complete);
+        drop(a);
+        assert_eq!(*fleet.follow().borrow(), Floor { proxies: 0, revision: 0 });
+    }
+}

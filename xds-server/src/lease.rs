@@ -1,0 +1,245 @@
+//! What keeps endpoints alive: terms that are renewed, and connections that stay open.
+//!
+//! A renewal touches neither the store nor the snapshot: it moves a deadline in a table. The queue of
+//! deadlines is lazy: an entry that comes up looks at the table and goes back if it was renewed.
+
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use config::{ClusterName, EndpointId, Lease};
+use dashmap::{DashMap, Entry};
+use tokio::{sync::Notify, time::Instant};
+
+/// Identifies a registered endpoint.
+pub type Key = (ClusterName, EndpointId);
+
+/// Identifies one open registration; a later one of the same endpoint has another.
+pub type HoldToken = u64;
+
+/// The terms of every leased endpoint.
+#[derive(Debug, Default)]
+pub struct Leases {
+    terms: DashMap<Key, Term>,
+    queue: Mutex<BinaryHeap<Reverse<(Instant, Key)>>>,
+    earlier: Notify,
+    tokens: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Term {
+    /// Ends at `deadline` unless renewed; the queue looks at it at `queued`, which is not later.
+    Until { deadline: Instant, ttl: Duration, queued: Instant },
+    /// Ends with a connection.
+    Held(HoldToken),
+}
+
+/// Why an endpoint should be removed, to be checked again at the moment of removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Its term passed without a renewal.
+    Expired,
+    /// The connection with this token closed.
+    Closed(HoldToken),
+}
+
+impl Leases {
+    /// A token for a registration by connection.
+    pub fn token(&self) -> HoldToken {
+        self.tokens.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Starts the term of an endpoint that was just registered, or ends the one it had.
+    /// `hold` is the connection that keeps it; without one, [`Lease::Connection`] means that the
+    /// connection has to come back within `grace`.
+    pub fn start(&self, key: &Key, lease: Lease, hold: Option<HoldToken>, grace: Duration) {
+        match (hold, lease.term(grace)) {
+            (Some(token), _) => drop(self.terms.insert(key.clone(), Term::Held(token))),
+            (None, Some(ttl)) => self.start_term(key, ttl),
+            (None, None) => drop(self.terms.remove(key)),
+        }
+    }
+
+    fn start_term(&self, key: &Key, ttl: Duration) {
+        let deadline = Instant::now() + ttl;
+        let queued = match self.terms.entry(key.clone()) {
+            Entry::Occupied(mut occupied) => {
+                let queued = match occupied.get() {
+                    // It is in the queue already, and no later than needed.
+                    Term::Until { queued, .. } if *queued <= deadline => *queued,
+                    _ => deadline,
+                };
+                let in_queue = matches!(occupied.get(), Term::Until { queued: q, .. } if *q == queued);
+                occupied.insert(Term::Until { deadline, ttl, queued });
+                if in_queue {
+                    return;
+                }
+                queued
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert(Term::Until { deadline, ttl, queued: deadline });
+                deadline
+            }
+        };
+        self.push(queued, key.clone());
+    }
+
+    fn push(&self, at: Instant, key: Key) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = queue.peek().is_none_or(|Reverse((first, _))| at < *first);
+        queue.push(Reverse((at, key)));
+        if first {
+            self.earlier.notify_one();
+        }
+    }
+
+    /// Gives a leased endpoint its full term again; `false` when it has no term to renew.
+    pub fn renew(&self, key: &Key) -> bool {
+        match self.terms.get_mut(key).as_deref_mut() {
+            Some(Term::Until { deadline, ttl, .. }) => {
+                *deadline = Instant::now() + *ttl;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Ends the term of an endpoint that is removed for another reason.
+    pub fn end(&self, key: &Key) {
+        self.terms.remove(key);
+    }
+
+    /// Ends the term if `ended` still holds: it was neither renewed nor taken over since. From then
+    /// on a renewal fails, so that nobody is told that a removed endpoint lives.
+    pub fn end_if(&self, key: &Key, ended: Ended) -> bool {
+        let now = Instant::now();
+        let holds = |term: &Term| match (ended, term) {
+            (Ended::Expired, Term::Until { deadline, .. }) => *deadline <= now,
+            (Ended::Closed(token), Term::Held(current)) => token == *current,
+            _ => false,
+        };
+        self.terms.remove_if(key, |_, term| holds(term)).is_some()
+    }
+
+    /// Whether the endpoint is kept by the connection with this token.
+    pub fn is_held_by(&self, key: &Key, token: HoldToken) -> bool {
+        matches!(self.terms.get(key).as_deref(), Some(Term::Held(current)) if *current == token)
+    }
+
+    /// Waits until the term of some endpoint has passed, and names it.
+    pub async fn expired(&self) -> Key {
+        loop {
+            let next = {
+                let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+                queue.peek().map(|Reverse((at, _))| *at)
+            };
+            let Some(next) = next else {
+                self.earlier.notified().await;
+                continue;
+            };
+            if next > Instant::now() {
+                tokio::select! {
+                    () = tokio::time::sleep_until(next) => {}
+                    () = self.earlier.notified() => {}
+                }
+                continue;
+            }
+            let popped = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            if let Some(Reverse((at, key))) = popped
+                && let Some(key) = self.look_at(at, key)
+            {
+                return key;
+            }
+        }
+    }
+
+    /// What the queue does with an entry that came up: the key, if its term has passed.
+    fn look_at(&self, at: Instant, key: Key) -> Option<Key> {
+        let again = match self.terms.get_mut(&key).as_deref_mut() {
+            Some(Term::Until { deadline, queued, .. }) if *queued == at => {
+                if *deadline <= Instant::now() {
+                    return Some(key);
+                }
+                *queued = *deadline;
+                Some(*deadline)
+            }
+            // Removed, taken over by a connection, or in the queue a second time.
+            _ => None,
+        };
+        if let Some(deadline) = again {
+            self.push(deadline, key);
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(id: &str) -> Key {
+        ("checkout/v1".parse().unwrap(), id.parse().unwrap())
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_term_ends_when_nobody_renews_it() {
+        let leases = Leases::default();
+        let began = Instant::now();
+        leases.start(&key("late"), Lease::Ttl(2_000), None, SECOND);
+        leases.start(&key("soon"), Lease::Ttl(1_000), None, SECOND);
+        assert_eq!(leases.expired().await, key("soon"));
+        assert!(leases.end_if(&key("soon"), Ended::Expired));
+        assert_eq!(leases.expired().await, key("late"));
+        assert!(began.elapsed() < Duration::from_millis(2_100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewed_term_starts_over() {
+        let leases = Leases::default();
+        let began = Instant::now();
+        leases.start(&key("a"), Lease::Ttl(1_000), None, SECOND);
+        for _ in 0..5 {
+            tokio::time::advance(Duration::from_millis(900)).await;
+            assert!(leases.renew(&key("a")));
+        }
+        leases.expired().await;
+        assert!(began.elapsed() >= Duration::from_millis(5_500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_endpoint_that_was_renewed_meanwhile_stays() {
+        let leases = Leases::default();
+        leases.start(&key("a"), Lease::Ttl(1_000), None, SECOND);
+        let expired = leases.expired().await;
+        assert!(leases.renew(&expired));
+        assert!(!leases.end_if(&expired, Ended::Expired));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_was_taken_over_does_not_remove_its_successor() {
+        let leases = Leases::default();
+        let (first, second) = (leases.token(), leases.token());
+        leases.start(&key("a"), Lease::Connection, Some(first), SECOND);
+        leases.start(&key("a"), Lease::Connection, Some(second), SECOND);
+        assert!(!leases.end_if(&key("a"), Ended::Closed(first)));
+        assert!(leases.end_if(&key("a"), Ended::Closed(second)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shorter_term_is_not_kept_waiting_by_a_longer_one() {
+        let leases = Leases::default();
+        let began = Instant::now();
+        leases.start(&key("a"), Lease::Ttl(60_000), None, SECOND);
+        leases.start(&key("a"), Lease::Ttl(1_000), None, SECOND);
+        leases.expired().await;
+        assert!(began.elapsed() < Duration::from_secs(2));
+    }
+}

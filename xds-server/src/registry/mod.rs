@@ -1,0 +1,394 @@
+//! The one writer of what is declared and registered.
+//!
+//! - [`world`]: the domain as one immutable value.
+//! - [`write`]: what a write does to it; pure.
+//! - `compile`: the world as xDS resources.
+//! - here: the thread that tries writes, commits them to the store in groups, and publishes.
+//!
+//! A write is tried on a copy, made durable, published, and only then answered. Writes that wait
+//! while the store syncs are committed together.
+
+mod compile;
+pub mod world;
+pub mod write;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use config::{ClusterName, Lease};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    api::types::Change,
+    lease::{Ended, HoldToken, Key, Leases},
+    metrics::Metrics,
+    snapshot::Snapshot,
+    store::{Operation, Store, StoreError},
+    timeline::Timeline,
+};
+use compile::compile;
+use world::World;
+use write::{Effect, Refusal, Touched, Write, perform};
+
+/// How many writes may wait for the writer; more are refused as busy.
+const QUEUE: usize = 4_096;
+/// How many waiting writes one commit takes.
+const GROUP: usize = 512;
+/// How long a write may wait for a place in the queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The world and what proxies are to know of it, at one revision.
+#[derive(Debug)]
+pub struct State {
+    /// What is declared and registered.
+    pub world: World,
+    /// What proxies are to know.
+    pub snapshot: Snapshot,
+}
+
+/// What a write did.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// The revision it made, or the current one when nothing changed.
+    pub revision: u64,
+    /// What changed.
+    pub changes: Vec<Change>,
+}
+
+/// A handle on the registry. Cheap to clone; the writer ends when the last one is gone.
+#[derive(Clone)]
+pub struct Registry {
+    jobs: mpsc::Sender<Job>,
+    state: watch::Receiver<Arc<State>>,
+    leases: Arc<Leases>,
+    /// Set when the server stops: connections that close from then on say nothing about instances.
+    stopping: Arc<AtomicBool>,
+}
+
+struct Job {
+    write: Write,
+    actor: String,
+    dry_run: bool,
+    /// Only if the lease of the endpoint has ended so.
+    only_if: Option<Ended>,
+    /// The connection that keeps the endpoint.
+    hold: Option<HoldToken>,
+    reply: Option<oneshot::Sender<Result<Done, Refusal>>>,
+}
+
+impl Registry {
+    /// Loads `store` and starts the writer. Leased endpoints get a full term, those held by a
+    /// connection `grace`, so that a restart removes nothing by itself.
+    pub fn start(
+        mut store: Box<dyn Store>,
+        timeline: Arc<Timeline>,
+        metrics: Arc<Metrics>,
+        grace: Duration,
+    ) -> Result<Self, StoreError> {
+        let stored = store.load()?;
+        let leases = Arc::new(Leases::default());
+        let mut world = World::default();
+        for (revision, document) in stored.documents {
+            world.put(document, revision);
+        }
+        for (cluster, endpoint) in stored.endpoints {
+            let key = (cluster.clone(), endpoint.id.clone());
+            leases.start(&key, endpoint.lease, None, grace);
+            world.put_endpoint(cluster, Arc::new(endpoint));
+        }
+        let updates = compile(&world, &Touched::everything(&world));
+        let snapshot = Snapshot::empty(0).with(stored.revision, updates);
+        metrics.revision.set(stored.revision.cast_signed());
+
+        let (publish, state) = watch::channel(Arc::new(State { world, snapshot }));
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let writer = Writer { store, publish, timeline, metrics, leases: Arc::clone(&leases), grace };
+        thread::Builder::new()
+            .name("registry".to_owned())
+            .spawn(move || writer.run(queue))
+            .map_err(|e| StoreError(format!("cannot start the registry's thread: {e}")))?;
+        Ok(Self { jobs, state, leases, stopping: Arc::default() })
+    }
+
+    /// The state now.
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state.borrow())
+    }
+
+    /// Follows the state; a follower that is slow sees only the newest.
+    pub fn follow(&self) -> watch::Receiver<Arc<State>> {
+        self.state.clone()
+    }
+
+    /// Does `write`, or only tries it.
+    pub async fn write(&self, write: Write, actor: &str, dry_run: bool) -> Result<Done, Refusal> {
+        self.submit(write, actor, dry_run, None).await
+    }
+
+    /// Renews the lease of an endpoint that is registered just so; `false` when it has to be
+    /// written instead.
+    pub fn renew(&self, cluster: &ClusterName, endpoint: &config::Endpoint) -> bool {
+        let state = self.state();
+        let same = state.world.endpoint(cluster, &endpoint.id).is_some_and(|known| **known == *endpoint);
+        same && matches!(endpoint.lease, Lease::Ttl(_))
+            && self.leases.renew(&(cluster.clone(), endpoint.id.clone()))
+    }
+
+    /// Registers an endpoint that lives as long as the returned [`Hold`].
+    pub async fn hold(
+        &self,
+        cluster: ClusterName,
+        endpoint: config::Endpoint,
+        actor: &str,
+    ) -> Result<(Done, Hold), Refusal> {
+        let token = self.leases.token();
+        let key = (cluster.clone(), endpoint.id.clone());
+        // Made first: should the request be dropped while it waits, its removal follows it.
+        let hold = Hold { registry: self.clone(), key, token, actor: actor.to_owned() };
+        let done = self.submit(Write::PutEndpoint { cluster, endpoint }, actor, false, Some(token)).await?;
+        Ok((done, hold))
+    }
+
+    async fn submit(
+        &self,
+        write: Write,
+        actor: &str,
+        dry_run: bool,
+        hold: Option<HoldToken>,
+    ) -> Result<Done, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job { write, actor: actor.to_owned(), dry_run, only_if: None, hold, reply: Some(reply) };
+        let sent = tokio::time::timeout(QUEUE_TIMEOUT, self.jobs.send(job)).await;
+        let gone = |_| Refusal::Store("the registry has stopped".to_owned());
+        match sent {
+            Err(_) => {
+                Err(Refusal::Busy(format!("{QUEUE} writes are waiting already; try again in a second")))
+            }
+            Ok(Err(_)) => Err(Refusal::Store("the registry has stopped".to_owned())),
+            Ok(Ok(())) => answer.await.map_err(gone)?,
+        }
+    }
+
+    async fn remove_if(&self, key: Key, ended: Ended, actor: String) {
+        let (cluster, id) = key;
+        let write = Write::RemoveEndpoint { cluster, id };
+        let job = Job { write, actor, dry_run: false, only_if: Some(ended), hold: None, reply: None };
+        // An error means that the registry has stopped; there is nothing left to remove from.
+        let _ = self.jobs.send(job).await;
+    }
+
+    /// Removes endpoints whose term has passed, for as long as it is polled.
+    pub async fn expire(self) {
+        loop {
+            let key = self.leases.expired().await;
+            self.remove_if(key, Ended::Expired, "lease".to_owned()).await;
+        }
+    }
+
+    /// From now on a connection that closes removes nothing: it is the server that goes.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Keeps an endpoint registered; dropping it removes the endpoint, unless a later one took over.
+pub struct Hold {
+    registry: Registry,
+    key: Key,
+    token: HoldToken,
+    actor: String,
+}
+
+impl Hold {
+    /// Whether this is still what keeps the endpoint: it was neither deleted nor taken over.
+    pub fn is_current(&self) -> bool {
+        self.registry.leases.is_held_by(&self.key, self.token)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.registry.stopping.load(Ordering::SeqCst) {
+            return;
+        }
+        let (registry, key, ended) = (self.registry.clone(), self.key.clone(), Ended::Closed(self.token));
+        let actor = std::mem::take(&mut self.actor);
+        // Outside a runtime the server is shutting down, and the endpoint gets its grace.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { registry.remove_if(key, ended, actor).await });
+        }
+    }
+}
+
+struct Writer {
+    store: Box<dyn Store>,
+    publish: watch::Sender<Arc<State>>,
+    timeline: Arc<Timeline>,
+    metrics: Arc<Metrics>,
+    leases: Arc<Leases>,
+    grace: Duration,
+}
+
+/// A write that was tried and waits for the commit.
+struct Tried {
+    job: Job,
+    effect: Effect,
+    revision: u64,
+}
+
+impl Writer {
+    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        let mut group = Vec::with_capacity(GROUP);
+        while let Some(job) = queue.blocking_recv() {
+            group.push(job);
+            while group.len() < GROUP
+                && let Ok(job) = queue.try_recv()
+            {
+                group.push(job);
+            }
+            self.commit(&mut group);
+        }
+    }
+
+    /// Tries every write of the group in order, then makes durable, publishes and answers.
+    fn commit(&mut self, group: &mut Vec<Job>) {
+        let before = Arc::clone(&self.publish.borrow());
+        let mut world = before.world.clone();
+        let mut revision = before.snapshot.revision();
+        let mut tried = Vec::with_capacity(group.len());
+        for mut job in group.drain(..) {
+            if !self.still_wanted(&job) {
+                continue;
+            }
+            let mut copy = world.clone();
+            match perform(&mut copy, &job.write, revision + 1) {
+                Err(refusal) => {
+                    self.metrics.refused_writes.inc();
+                    answer(&mut job, Err(refusal));
+                }
+                Ok(effect) if job.dry_run => {
+                    answer(&mut job, Ok(Done { revision, changes: effect.changes }));
+                }
+                Ok(effect) => {
+                    // At once, so that a removal further down the group finds the term it ends.
+                    self.settle_leases(&job, &effect);
+                    if effect.is_change() {
+                        revision += 1;
+                        world = copy;
+                    }
+                    tried.push(Tried { job, effect, revision });
+                }
+            }
+        }
+        if revision == before.snapshot.revision() {
+            return self.finish(tried);
+        }
+        let stored = operations(&world, &tried).and_then(|ops| self.store.commit(revision, &ops));
+        if let Err(error) = stored {
+            tracing::error!(%error, "the store failed; the writes of this group were not done");
+            self.metrics.store_failures.inc();
+            for Tried { mut job, effect, .. } in tried {
+                self.restore_leases(&before.world, &effect);
+                answer(&mut job, Err(Refusal::Store(error.to_string())));
+            }
+            return;
+        }
+        let mut touched = Touched::default();
+        for one in &mut tried {
+            touched.extend(std::mem::take(&mut one.effect.touched));
+        }
+        let snapshot = before.snapshot.with(revision, compile(&world, &touched));
+        // Known before anybody can acknowledge it.
+        for one in &tried {
+            self.timeline.changed(one.revision, snapshot.published(), &one.job.actor, &one.effect.changes);
+        }
+        self.metrics.revision.set(revision.cast_signed());
+        self.publish.send_replace(Arc::new(State { world, snapshot }));
+        self.finish(tried);
+    }
+
+    /// Whether a removal's reason still holds, at the one place where writes are in order.
+    fn still_wanted(&self, job: &Job) -> bool {
+        match (&job.write, job.only_if) {
+            (Write::RemoveEndpoint { cluster, id }, Some(ended)) => {
+                let key = (cluster.clone(), id.clone());
+                let wanted = self.leases.end_if(&key, ended);
+                if wanted {
+                    self.metrics.expired_leases.inc();
+                }
+                wanted
+            }
+            _ => true,
+        }
+    }
+
+    fn finish(&self, tried: Vec<Tried>) {
+        for Tried { mut job, effect, revision } in tried {
+            self.metrics.writes.inc();
+            answer(&mut job, Ok(Done { revision, changes: effect.changes }));
+        }
+    }
+
+    fn settle_leases(&self, job: &Job, effect: &Effect) {
+        if let Write::PutEndpoint { cluster, endpoint } = &job.write {
+            let key = (cluster.clone(), endpoint.id.clone());
+            self.leases.start(&key, endpoint.lease, job.hold, self.grace);
+            return;
+        }
+        for key in &effect.endpoints {
+            self.leases.end(key);
+        }
+    }
+
+    /// After a commit that failed, endpoints that are still there get a new term.
+    fn restore_leases(&self, world: &World, effect: &Effect) {
+        for key in &effect.endpoints {
+            if let Some(endpoint) = world.endpoint(&key.0, &key.1) {
+                self.leases.start(key, endpoint.lease, None, self.grace);
+            }
+        }
+    }
+}
+
+/// What the store has to do so that it holds `world`, as far as `tried` changed it.
+fn operations(world: &World, tried: &[Tried]) -> Result<Vec<Operation>, StoreError> {
+    use config::manifest::{Document, DocumentRef};
+    let mut operations = Vec::new();
+    for reference in tried.iter().flat_map(|one| &one.effect.documents) {
+        let current = match reference {
+            DocumentRef::Service(name) => {
+                world.services.get(name).map(|e| (e.revision, Document::Service((*e.value).clone())))
+            }
+            DocumentRef::Gateway(name) => {
+                world.gateways.get(name).map(|e| (e.revision, Document::Gateway((*e.value).clone())))
+            }
+            DocumentRef::Route(name) => {
+                world.routes.get(name).map(|e| (e.revision, Document::Route((*e.value).clone())))
+            }
+        };
+        operations.push(match current {
+            Some((revision, document)) => Operation::put_document(revision, &document)?,
+            None => Operation::remove_document(reference),
+        });
+    }
+    for (cluster, id) in tried.iter().flat_map(|one| &one.effect.endpoints) {
+        operations.push(match world.endpoint(cluster, id) {
+            Some(endpoint) => Operation::put_endpoint(cluster, endpoint)?,
+            None => Operation::remove_endpoint(cluster, id),
+        });
+    }
+    Ok(operations)
+}
+
+fn answer(job: &mut Job, result: Result<Done, Refusal>) {
+    if let Some(reply) = job.reply.take() {
+        // An error means that the asker has gone away; the write stands all the same.
+        let _ = reply.send(result);
+    }
+}

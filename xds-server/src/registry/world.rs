@@ -1,0 +1,179 @@
+//! The domain as one immutable value: what is declared and what is registered.
+//!
+//! Persistent maps make a new world out of an old one in time that does not grow with its size, so
+//! the writer tries a write on a copy and throws the copy away when it is refused.
+
+use std::sync::Arc;
+
+use config::{
+    ClusterName, Endpoint, EndpointId, Gateway, GatewayName, Lease, Protocol, Route, RouteName, Service,
+    ServiceName, Split, VersionName, manifest::Document,
+};
+use imbl::{OrdMap, OrdSet};
+
+/// An object and the revision that last changed it.
+#[derive(Debug)]
+pub struct Entry<T> {
+    /// The revision that made it what it is.
+    pub revision: u64,
+    /// What it is.
+    pub value: Arc<T>,
+}
+
+impl<T> Clone for Entry<T> {
+    fn clone(&self) -> Self {
+        Self { revision: self.revision, value: Arc::clone(&self.value) }
+    }
+}
+
+/// Every object, by name. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    pub(super) services: OrdMap<ServiceName, Entry<Service>>,
+    pub(super) gateways: OrdMap<GatewayName, Entry<Gateway>>,
+    pub(super) routes: OrdMap<RouteName, Entry<Route>>,
+    /// Registered endpoints; those of the manifest live in their service.
+    pub(super) endpoints: OrdMap<ClusterName, OrdMap<EndpointId, Arc<Endpoint>>>,
+    /// Which routes lead to a service, so that a new split finds the gateways it concerns without
+    /// reading every route.
+    routes_to: OrdMap<ServiceName, OrdSet<RouteName>>,
+    routes_on: OrdMap<GatewayName, OrdSet<RouteName>>,
+}
+
+impl World {
+    /// Services by name.
+    pub fn services(&self) -> impl Iterator<Item = &Entry<Service>> {
+        self.services.values()
+    }
+
+    /// Gateways by name.
+    pub fn gateways(&self) -> impl Iterator<Item = &Entry<Gateway>> {
+        self.gateways.values()
+    }
+
+    /// Routes by name.
+    pub fn routes(&self) -> impl Iterator<Item = &Entry<Route>> {
+        self.routes.values()
+    }
+
+    /// One service.
+    pub fn service(&self, name: &ServiceName) -> Option<&Entry<Service>> {
+        self.services.get(name)
+    }
+
+    /// One gateway.
+    pub fn gateway(&self, name: &GatewayName) -> Option<&Entry<Gateway>> {
+        self.gateways.get(name)
+    }
+
+    /// The split of a service.
+    pub fn split(&self, name: &ServiceName) -> Option<&Split> {
+        self.services.get(name).map(|entry| &entry.value.split)
+    }
+
+    /// One registered endpoint.
+    pub fn endpoint(&self, cluster: &ClusterName, id: &EndpointId) -> Option<&Arc<Endpoint>> {
+        self.endpoints.get(cluster)?.get(id)
+    }
+
+    /// Every registered endpoint.
+    pub fn registered(&self) -> impl Iterator<Item = (&ClusterName, &Arc<Endpoint>)> {
+        self.endpoints.iter().flat_map(|(cluster, by_id)| by_id.values().map(move |e| (cluster, e)))
+    }
+
+    /// The endpoints of a version: those of its manifest, then those registered, by id.
+    pub fn endpoints_of(&self, cluster: &ClusterName) -> Vec<Arc<Endpoint>> {
+        let service = self.services.get(&cluster.service);
+        let version = service.and_then(|entry| entry.value.versions.get(&cluster.version));
+        let declared = version.into_iter().flat_map(|v| &v.endpoints).map(|address| {
+            let id = format!("static-{}:{}", address.ip(), address.port());
+            Arc::new(Endpoint {
+                id: id.parse().expect("an IP address and a port are an endpoint id"),
+                address: *address,
+                weight: 1,
+                zone: None,
+                health: config::Health::Ready,
+                lease: Lease::Static,
+            })
+        });
+        let registered = self.endpoints.get(cluster).into_iter().flat_map(OrdMap::values);
+        declared.chain(registered.map(Arc::clone)).collect()
+    }
+
+    /// The protocol of a version, if it exists.
+    pub fn protocol_of(&self, cluster: &ClusterName) -> Option<Protocol> {
+        let service = &self.services.get(&cluster.service)?.value;
+        service.versions.contains_key(&cluster.version).then_some(service.protocol)
+    }
+
+    /// The routes attached to a gateway, by name.
+    pub fn routes_on(&self, gateway: &GatewayName) -> impl Iterator<Item = &Route> {
+        let names = self.routes_on.get(gateway).into_iter().flatten();
+        names.filter_map(|name| self.routes.get(name)).map(|entry| &*entry.value)
+    }
+
+    /// The routes that lead to a service, by name.
+    pub fn routes_to(&self, service: &ServiceName) -> impl Iterator<Item = &Route> {
+        let names = self.routes_to.get(service).into_iter().flatten();
+        names.filter_map(|name| self.routes.get(name)).map(|entry| &*entry.value)
+    }
+
+    /// Puts a document without asking whether it fits the rest.
+    pub(super) fn put(&mut self, document: Document, revision: u64) {
+        match document {
+            Document::Service(service) => {
+                self.services.insert(service.name.clone(), Entry { revision, value: Arc::new(service) });
+            }
+            Document::Gateway(gateway) => {
+                self.gateways.insert(gateway.name.clone(), Entry { revision, value: Arc::new(gateway) });
+            }
+            Document::Route(route) => {
+                self.take_route(&route.name.clone());
+                for rule in &route.rules {
+                    self.routes_to.entry(rule.service.clone()).or_default().insert(route.name.clone());
+                }
+                self.routes_on.entry(route.gateway.clone()).or_default().insert(route.name.clone());
+                self.routes.insert(route.name.clone(), Entry { revision, value: Arc::new(route) });
+            }
+        }
+    }
+
+    /// Removes a route and what the indexes know of it.
+    pub(super) fn take_route(&mut self, name: &RouteName) -> Option<Entry<Route>> {
+        let entry = self.routes.remove(name)?;
+        for rule in &entry.value.rules {
+            forget(&mut self.routes_to, &rule.service, name);
+        }
+        forget(&mut self.routes_on, &entry.value.gateway, name);
+        Some(entry)
+    }
+
+    /// Puts a registered endpoint.
+    pub(super) fn put_endpoint(&mut self, cluster: ClusterName, endpoint: Arc<Endpoint>) {
+        self.endpoints.entry(cluster).or_default().insert(endpoint.id.clone(), endpoint);
+    }
+
+    /// Removes a registered endpoint.
+    pub(super) fn take_endpoint(&mut self, cluster: &ClusterName, id: &EndpointId) -> Option<Arc<Endpoint>> {
+        let by_id = self.endpoints.get_mut(cluster)?;
+        let taken = by_id.remove(id);
+        if by_id.is_empty() {
+            self.endpoints.remove(cluster);
+        }
+        taken
+    }
+
+    /// The names of the versions of a service, for messages.
+    pub(super) fn version_names(service: &Service) -> String {
+        service.versions.keys().map(VersionName::as_str).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn forget<K: Ord + Clone>(index: &mut OrdMap<K, OrdSet<RouteName>>, key: &K, name: &RouteName) {
+    if let Some(names) = index.get_mut(key) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(key);
+        }
+    }
+}

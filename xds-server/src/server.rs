@@ -1,0 +1,148 @@
+//! A whole server, from its settings to its end.
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc};
+
+use config::bootstrap::ServerSettings;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    ads::{self, Ads},
+    api::{
+        self, Api,
+        types::{ErrorBody, WriteAnswer},
+    },
+    fleet::Fleet,
+    metrics::Metrics,
+    registry::{
+        Registry,
+        write::{Refusal, Write},
+    },
+    store::{FileStore, StoreError},
+    timeline::Timeline,
+};
+
+/// Why a server does not start or run, with the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} for {what}: {error}; choose another with {flag}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What for.
+        what: &'static str,
+        /// The flag that sets it.
+        flag: &'static str,
+        /// The reason.
+        error: io::Error,
+    },
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Serving xDS broke off.
+    #[error("serving xDS failed: {0}")]
+    Serve(io::Error),
+}
+
+/// A server that listens, and has loaded what it knew.
+pub struct Server {
+    api: Api,
+    ads: Ads,
+    api_listener: TcpListener,
+    xds_listener: TcpListener,
+    api_addr: SocketAddr,
+    xds_addr: SocketAddr,
+}
+
+impl Server {
+    /// Loads the store and binds both addresses. Call within a tokio runtime.
+    pub async fn bind(settings: ServerSettings) -> Result<Self, StartError> {
+        let (timeline, metrics, fleet) = <(Arc<Timeline>, Arc<Metrics>, Arc<Fleet>)>::default();
+        let directory = settings.data_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || FileStore::open(&directory)).await;
+        let store = opened.map_err(|e| StoreError(format!("cannot open the store: {e}")))??;
+        let (api_listener, api_addr) = listen(settings.api_addr, "the API", "--api-addr")?;
+        let (xds_listener, xds_addr) = listen(settings.xds_addr, "xDS", "--xds-addr")?;
+        let registry = Registry::start(
+            Box::new(store),
+            Arc::clone(&timeline),
+            Arc::clone(&metrics),
+            settings.hold_grace,
+        )?;
+        let stop = CancellationToken::new();
+        let ads = Ads {
+            state: registry.follow(),
+            fleet: Arc::clone(&fleet),
+            timeline: Arc::clone(&timeline),
+            metrics: Arc::clone(&metrics),
+            stop: stop.clone(),
+        };
+        let api = Api { registry, fleet, timeline, metrics, stop };
+        Ok(Self { api, ads, api_listener, xds_listener, api_addr, xds_addr })
+    }
+
+    /// Where the API listens.
+    pub fn api_addr(&self) -> SocketAddr {
+        self.api_addr
+    }
+
+    /// Where xDS listens.
+    pub fn xds_addr(&self) -> SocketAddr {
+        self.xds_addr
+    }
+
+    /// Applies manifests, given as names and texts, all of them or none.
+    pub async fn apply(&self, files: Vec<(String, String)>, actor: &str) -> Result<WriteAnswer, ErrorBody> {
+        let refused = |refusal: Refusal| api::error_body("invalid", &refusal);
+        let documents = api::read_manifests(&files).map_err(refused)?;
+        let done = self.api.registry.write(Write::Apply(documents), actor, false).await.map_err(refused)?;
+        Ok(WriteAnswer { revision: done.revision, dry_run: false, changes: done.changes, applied: None })
+    }
+
+    /// Serves until `shutdown`, then ends every stream and connection.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), StartError> {
+        let Self { api, ads, api_listener, xds_listener, .. } = self;
+        let stop = api.stop.clone();
+        let registry = api.registry.clone();
+        let stopping = {
+            let (stop, registry) = (stop.clone(), registry.clone());
+            async move {
+                shutdown.await;
+                // First: the connections that close from here on say nothing about instances.
+                registry.stop();
+                stop.cancel();
+            }
+        };
+        let background = [
+            tokio::spawn(Arc::clone(&api.timeline).watch(api.fleet.follow())),
+            tokio::spawn(registry.expire()),
+            tokio::spawn(stopping),
+        ];
+        let ((), served) = tokio::join!(api::serve(api_listener, api), async {
+            let served = ads::serve(xds_listener, ads).await;
+            // Should xDS end by itself, the API alone would be a lie.
+            stop.cancel();
+            served
+        });
+        background.iter().for_each(tokio::task::JoinHandle::abort);
+        served.map_err(StartError::Serve)
+    }
+}
+
+fn listen(
+    address: SocketAddr,
+    what: &'static str,
+    flag: &'static str,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restart finds its address free though old connections linger.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(4_096)?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    bind().map_err(|error| StartError::Listen { address, what, flag, error })
+}
