@@ -16,10 +16,12 @@ use super::{
 use crate::output::{self, millis};
 
 /// How far a share may be from what was asked, in percentage points. Over [`ENOUGH`] requests the
-/// draw itself strays by 0.7 points at 50 %, so this is four times what chance does.
+/// draw itself strays by 0.6 points at 50 %, so this is five times what chance does.
 const SHARE_TOLERANCE: f64 = 3.0;
 /// How many requests make a share.
-const ENOUGH: u64 = 5_000;
+const ENOUGH: u64 = 8_000;
+/// How many show that nothing has broken.
+const A_FEW: u64 = 3_000;
 /// A slow machine is not waited for longer than this.
 const LONGEST_WINDOW: Duration = Duration::from_secs(4);
 /// How often progress is shown.
@@ -31,7 +33,8 @@ const LOST: Duration = Duration::from_secs(3);
 
 /// The demo's run, and what was not as promised.
 pub(super) struct Script {
-    traffic: Option<Traffic>,
+    /// Every request of the run, once it is over.
+    samples: Vec<Sample>,
     broken: Vec<String>,
     /// How many requests failed that may: they were on an instance when it was killed.
     excused: usize,
@@ -39,7 +42,7 @@ pub(super) struct Script {
 
 impl Script {
     pub(super) fn new() -> Self {
-        Self { traffic: None, broken: Vec::new(), excused: 0 }
+        Self { samples: Vec::new(), broken: Vec::new(), excused: 0 }
     }
 
     /// Everything, from an empty stage.
@@ -55,7 +58,7 @@ impl Script {
             "{CONNECTIONS} connections send steady traffic to http://{gateway}; all of it goes to v1"
         ))?;
         let traffic = Traffic::start(gateway, LOST).await?;
-        self.window(&traffic, 0, Instant::now(), 0, 2_000).await?;
+        self.window(&traffic, 0, Instant::now(), 0, A_FEW).await?;
 
         for percent in [10, 50, 100] {
             self.shift(stage, &traffic, percent).await?;
@@ -63,7 +66,8 @@ impl Script {
         self.add(stage, &traffic, "v2-c").await?;
         self.kill(stage, &traffic, "v2-a").await?;
         self.remove(stage, &traffic, "v2-b").await?;
-        self.traffic = Some(traffic);
+        // The traffic ends here, before what it goes to.
+        self.samples = traffic.all(0, |_| true);
         Ok(())
     }
 
@@ -103,7 +107,7 @@ impl Script {
         if let Some(ms) = since_start {
             say(format_args!("  {} from its start as a process to its first answer", millis(ms)))?;
         }
-        self.window(traffic, mark, Instant::now(), 100, 2_000).await
+        self.window(traffic, mark, Instant::now(), 100, A_FEW).await
     }
 
     /// Kills an instance of v2 with SIGKILL, as a crash or an out-of-memory kill would.
@@ -116,11 +120,10 @@ impl Script {
         let dead = Instant::now();
         let forgotten = stage.forgotten(id, LOST).await?;
         self.seen(forgotten.map(|at| after(killed, at)), "server and proxy no longer knew it")?;
-        self.window(traffic, mark, Instant::now(), 100, 2_000).await?;
+        self.window(traffic, mark, Instant::now(), 100, A_FEW).await?;
 
-        let answers = traffic.all(mark, |s| s.sent > killed && s.is_from(id));
-        let last = answers.iter().map(|s| after(killed, s.done)).fold(0.0, f64::max);
-        self.prompt(last, format_args!("its last answer came {}", later(last)))?;
+        let last = last_answer(traffic, mark, killed, id);
+        self.prompt(last, said_last(last))?;
         let failed = traffic.all(mark, |s| s.outcome.is_err());
         // It takes the system a moment to end a process: what was sent by then may have been on it.
         let (excused, others): (Vec<Sample>, Vec<Sample>) = failed.into_iter().partition(|s| s.sent <= dead);
@@ -151,10 +154,9 @@ impl Script {
         if !well {
             self.broken(format_args!("{id} did not end well"))?;
         }
-        let last = traffic.all(mark, |s| s.sent > asked && s.is_from(id));
-        let last = last.iter().map(|s| after(asked, s.done)).fold(0.0, f64::max);
-        self.prompt(last, format_args!("its last answer came {}", later(last)))?;
-        self.window(traffic, mark, gone, 100, 2_000).await
+        let last = last_answer(traffic, mark, asked, id);
+        self.prompt(last, said_last(last))?;
+        self.window(traffic, mark, gone, 100, A_FEW).await
     }
 
     /// Watches until enough requests have been sent after `from`, and compares v2's share.
@@ -212,7 +214,7 @@ impl Script {
 
     /// Whether everything was as promised; says so.
     pub(super) fn verdict(mut self, took: Duration) -> anyhow::Result<bool> {
-        let samples = self.traffic.take().map(|t| t.all(0, |_| true)).unwrap_or_default();
+        let samples = std::mem::take(&mut self.samples);
         let failed: Vec<&String> = samples.iter().filter_map(|s| s.outcome.as_ref().err()).collect();
         let unexcused = failed.len().saturating_sub(self.excused);
         step(format_args!(
@@ -266,6 +268,20 @@ fn shares(tally: &Tally) -> String {
 fn instances(tally: &Tally) -> String {
     let counts: Vec<String> = tally.instances.iter().map(|(id, n)| format!("{id}: {n}")).collect();
     counts.join(", ")
+}
+
+/// How long after `change` an instance still answered what was sent after it, in ms.
+fn last_answer(traffic: &Traffic, mark: usize, change: Instant, id: &str) -> f64 {
+    let answers = traffic.all(mark, |s| s.sent > change && s.is_from(id));
+    answers.iter().map(|s| after(change, s.done)).fold(0.0, f64::max)
+}
+
+fn said_last(ms: f64) -> String {
+    if ms > 0.0 {
+        format!("its last answer came {}", later(ms))
+    } else {
+        "it answered nothing after that".to_owned()
+    }
 }
 
 /// Milliseconds from a change to what it caused; 0 when the traffic was faster than the answer.
