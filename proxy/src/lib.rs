@@ -1,1 +1,208 @@
-//! placeholder
+//! The data plane of Sluicegate: an edge proxy that follows any standard xDS server.
+//!
+//! # Rooms
+//! - [`xds`]: the client. `cache` (pure: responses → changes, then ACK or NACK), `client` (stream,
+//!   reconnect, failover), `last_good` (the file that stands in when no server answers).
+//! - [`table`]: the routing table, one immutable value behind one `ArcSwap`; made of [`route`]
+//!   (host, path, headers → split) and [`cluster`] (a version and its endpoints).
+//! - [`balance`]: choosing a version and an endpoint. [`load`]: what is in flight, exactly, over time.
+//! - [`edge`]: listeners, the HTTP engine, and `policy`, which decides for it.
+//! - [`admin`], [`metrics`], [`access_log`]: looking in. [`shared`]: what the runtimes share.
+//!
+//! # Two runtimes
+//! Requests are served on a runtime of their own. The xDS client, the admin interface and the
+//! writing of files run on the caller's, so that neither can starve the other. They meet in
+//! [`shared`]: an update swaps a pointer there, a request loads it once.
+//!
+//! # Architecture invariants
+//! - `xds::cache`, `route`, `cluster`, `balance`, `load` and `edge::policy` do no I/O. What does I/O
+//!   imports them, never the reverse.
+//! - The request path takes no lock that an update holds.
+//! - Only the xDS client publishes.
+//! - Absent on purpose: TLS, polling of any kind, health checks by the proxy, file configuration.
+
+mod access_log;
+mod admin;
+mod balance;
+mod cluster;
+mod edge;
+mod load;
+mod metrics;
+mod route;
+mod shared;
+mod table;
+mod xds;
+
+use std::{
+    future::{Future, IntoFuture},
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use config::bootstrap::{AccessLog, ProxySettings};
+use tokio::{net::TcpListener, runtime::Runtime, task::AbortHandle, time::timeout};
+
+use crate::{edge::listener::Listeners, load::FOLD_EVERY, shared::Shared, xds::client::Client};
+
+/// Most client connections at once, whatever the limit on file descriptors.
+const MAX_CONNECTIONS: u64 = 65_536;
+/// File descriptors kept for everything that is not a request: xDS, admin, files, listeners.
+const RESERVED_FILES: u64 = 256;
+
+/// Why a proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The settings name no xDS server.
+    #[error("no xDS server is given; give at least one as host:port")]
+    NoServers,
+    /// The admin interface cannot listen.
+    #[error("the admin interface cannot listen on {address}: {source}")]
+    Admin {
+        /// Where it was to listen.
+        address: SocketAddr,
+        /// Why it cannot.
+        source: io::Error,
+    },
+    /// The access log cannot be opened.
+    #[error("the access log {} cannot be opened: {source}", path.display())]
+    AccessLog {
+        /// Its file; `-` for standard output.
+        path: PathBuf,
+        /// Why it cannot.
+        source: io::Error,
+    },
+    /// The threads that serve requests cannot be started.
+    #[error("the threads that serve requests cannot be started: {0}")]
+    Runtime(io::Error),
+}
+
+/// A proxy whose admin interface is bound and that does not run yet.
+#[derive(Debug)]
+pub struct Proxy {
+    settings: ProxySettings,
+    admin: TcpListener,
+    admin_addr: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl Proxy {
+    /// Binds the admin listener and opens the access log. Within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the settings cannot be followed; see [`StartError`].
+    pub async fn bind(settings: ProxySettings) -> Result<Self, StartError> {
+        if settings.servers.is_empty() {
+            return Err(StartError::NoServers);
+        }
+        let address = settings.admin_addr;
+        let failed = |source| StartError::Admin { address, source };
+        let admin = TcpListener::bind(address).await.map_err(failed)?;
+        let admin_addr = admin.local_addr().map_err(failed)?;
+        let access_log = settings.access_log.as_ref().map(|target| {
+            access_log::AccessLog::open(target).map_err(|source| {
+                let path = match target {
+                    AccessLog::Stdout => "-".into(),
+                    AccessLog::File(path) => path.clone(),
+                };
+                StartError::AccessLog { path, source }
+            })
+        });
+        let shared = Arc::new(Shared::new(access_log.transpose()?, max_connections()));
+        Ok(Self { settings, admin, admin_addr, shared })
+    }
+
+    /// Where the admin interface listens.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin_addr
+    }
+
+    /// Runs until `shutdown` resolves; then stops accepting, lets requests in flight finish for up
+    /// to the settings' `drain_timeout`, and returns.
+    ///
+    /// # Errors
+    /// [`StartError::Runtime`] when no threads can be started. Once it runs, nothing ends it but
+    /// `shutdown`.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), StartError> {
+        let data_plane = DataPlane::start(self.settings.threads).map_err(StartError::Runtime)?;
+        let listeners = Listeners::new(data_plane.handle(), Arc::clone(&self.shared));
+
+        let (saver, saving) = match self.settings.last_good.clone() {
+            Some(path) => {
+                let (saver, saving) = xds::last_good::Saver::new(path, Arc::clone(&self.shared.xds));
+                (Some(saver), Some(tokio::spawn(saving)))
+            }
+            None => (None, None),
+        };
+        let admin = axum::serve(self.admin, admin::router(Arc::clone(&self.shared)));
+        let _admin = AbortOnDrop(tokio::spawn(admin.into_future()).abort_handle());
+        let _folding = AbortOnDrop(tokio::spawn(fold(Arc::clone(&self.shared))).abort_handle());
+
+        let drain_timeout = self.settings.drain_timeout;
+        let client = Client::new(self.settings, Arc::clone(&self.shared), listeners, saver);
+        // Stops the listeners when it returns.
+        client.run(shutdown).await;
+
+        if timeout(drain_timeout, self.shared.connections.all_closed()).await.is_err() {
+            let open = self.shared.connections.open();
+            tracing::warn!("{open} connections were still open after {drain_timeout:?}");
+        }
+        if let Some(saving) = saving {
+            // The client is gone and its saver with it: the last state is written, then it ends.
+            let _ = saving.await;
+        }
+        Ok(())
+    }
+}
+
+/// Reads every record once a second, so that no integral wraps unseen, and forgets records that
+/// nothing refers to any more.
+async fn fold(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(FOLD_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        shared.fold();
+    }
+}
+
+/// The runtime that serves requests. Dropping it does not wait: what is still running after the
+/// drain is cut off.
+struct DataPlane(Option<Runtime>);
+
+impl DataPlane {
+    fn start(threads: usize) -> io::Result<Self> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        if threads > 0 {
+            builder.worker_threads(threads);
+        }
+        builder.thread_name("edge").enable_all().build().map(|runtime| Self(Some(runtime)))
+    }
+
+    fn handle(&self) -> tokio::runtime::Handle {
+        self.0.as_ref().expect("it is only taken when dropped").handle().clone()
+    }
+}
+
+impl Drop for DataPlane {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Two file descriptors a request (client and endpoint) within the limit of the process.
+fn max_connections() -> usize {
+    let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(MAX_CONNECTIONS);
+    (limit.saturating_sub(RESERVED_FILES) / 2).clamp(64, MAX_CONNECTIONS) as usize
+}

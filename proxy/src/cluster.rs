@@ -1,0 +1,153 @@
+//! One version as a request sees it: how to talk to it, and its endpoints. Immutable.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use config::{
+    Health,
+    xds::{assignment::Assignment, cluster::ClusterConfig},
+};
+
+use crate::{
+    balance::p2c::Candidates,
+    load::{EndpointLoad, VersionLoad},
+};
+
+/// A cluster and its endpoints.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) config: Arc<ClusterConfig>,
+    pub(crate) load: Arc<VersionLoad>,
+    pub(crate) endpoints: Vec<Endpoint>,
+    ready: Candidates,
+}
+
+/// One endpoint of a cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) weight: u32,
+    pub(crate) zone: Arc<str>,
+    pub(crate) health: Health,
+    pub(crate) load: Arc<EndpointLoad>,
+}
+
+impl Cluster {
+    /// A cluster with the endpoints of `assignment`; none before it is known. Endpoints that were in
+    /// `before` keep their record.
+    pub(crate) fn new(
+        config: Arc<ClusterConfig>,
+        load: Arc<VersionLoad>,
+        assignment: Option<&Assignment>,
+        before: Option<&Cluster>,
+    ) -> Self {
+        let mut records: HashMap<SocketAddr, &Arc<EndpointLoad>, foldhash::fast::RandomState> =
+            before.iter().flat_map(|c| &c.endpoints).map(|e| (e.load.address, &e.load)).collect();
+        let mut zones: Vec<Arc<str>> = Vec::new();
+        let assigned = assignment.map_or(&[][..], |a| &a.endpoints);
+        let endpoints: Vec<Endpoint> = assigned
+            .iter()
+            .map(|endpoint| {
+                let record = records.remove(&endpoint.address).filter(|load| *load.id == *endpoint.id);
+                Endpoint {
+                    weight: endpoint.weight,
+                    zone: interned(&mut zones, &endpoint.zone),
+                    health: endpoint.health,
+                    load: record.cloned().unwrap_or_else(|| {
+                        Arc::new(EndpointLoad::new(endpoint.id.as_str().into(), endpoint.address))
+                    }),
+                }
+            })
+            .collect();
+        let ready = (0..).zip(&endpoints).filter(|(_, e)| e.health == Health::Ready);
+        let ready = Candidates::new(ready.map(|(i, e)| (i, e.weight)));
+        Self { config, load, endpoints, ready }
+    }
+
+    /// Picks a ready endpoint whose generation is not in `tried`.
+    pub(crate) fn pick(&self, tried: &[u64], rng: &mut fastrand::Rng) -> Option<&Endpoint> {
+        let at = |i: u32| &self.endpoints[i as usize];
+        let in_flight = |i: u32| at(i).load.concurrency.in_flight();
+        if tried.is_empty() {
+            return self.ready.pick(in_flight, rng).map(at);
+        }
+        // Only a retry comes here, so that the cost of looking at each does not matter.
+        let untried = self.ready.indices().filter(|&i| !tried.contains(&at(i).load.generation));
+        Candidates::new(untried.map(|i| (i, at(i).weight))).pick(in_flight, rng).map(at)
+    }
+
+    /// How many endpoints take requests.
+    pub(crate) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+}
+
+/// Endpoints of a zone share its name.
+fn interned(zones: &mut Vec<Arc<str>>, zone: &str) -> Arc<str> {
+    if let Some(known) = zones.iter().find(|known| ***known == *zone) {
+        return Arc::clone(known);
+    }
+    let zone: Arc<str> = zone.into();
+    zones.push(Arc::clone(&zone));
+    zone
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use config::xds::assignment::AssignedEndpoint;
+
+    use super::*;
+
+    pub(crate) fn config(name: &str) -> Arc<ClusterConfig> {
+        Arc::new(ClusterConfig {
+            name: name.into(),
+            assignment: name.into(),
+            http2: false,
+            connect_timeout: Duration::from_secs(1),
+        })
+    }
+
+    pub(crate) fn assignment(name: &str, endpoints: &[(u16, Health)]) -> Assignment {
+        let endpoint = |&(port, health): &(u16, Health)| AssignedEndpoint {
+            id: format!("e{port}"),
+            address: ([127, 0, 0, 1], port).into(),
+            weight: 1,
+            zone: String::new(),
+            health,
+        };
+        Assignment { name: name.into(), endpoints: endpoints.iter().map(endpoint).collect() }
+    }
+
+    fn cluster(endpoints: &[(u16, Health)], before: Option<&Cluster>) -> Cluster {
+        let load = before.map_or_else(|| Arc::new(VersionLoad::new("a/v1")), |c| Arc::clone(&c.load));
+        Cluster::new(config("a/v1"), load, Some(&assignment("a/v1", endpoints)), before)
+    }
+
+    #[test]
+    fn only_ready_endpoints_are_picked_and_none_twice() {
+        let cluster = cluster(
+            &[(1, Health::Ready), (2, Health::Draining), (3, Health::Ready), (4, Health::Unhealthy)],
+            None,
+        );
+        let seed = 5;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for _ in 0..200 {
+            let first = cluster.pick(&[], &mut rng).unwrap();
+            let second = cluster.pick(&[first.load.generation], &mut rng).unwrap();
+            assert_ne!(first.load.address, second.load.address, "seed {seed}");
+            assert!([1, 3].contains(&first.load.address.port()), "seed {seed}");
+            assert!(cluster.pick(&[first.load.generation, second.load.generation], &mut rng).is_none());
+        }
+    }
+
+    #[test]
+    fn an_update_keeps_the_records_of_endpoints_that_stay() {
+        let before = cluster(&[(1, Health::Ready), (2, Health::Ready)], None);
+        before.endpoints[0].load.concurrency.start(1);
+        let after = cluster(&[(3, Health::Ready), (1, Health::Draining)], Some(&before));
+        assert_eq!(after.endpoints[1].load.concurrency.in_flight(), 1);
+        let gone = cluster(&[(3, Health::Ready)], Some(&after));
+        let back = cluster(&[(1, Health::Ready)], Some(&gone));
+        assert_ne!(back.endpoints[0].load.generation, before.endpoints[0].load.generation);
+    }
+}

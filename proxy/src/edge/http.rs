@@ -1,0 +1,357 @@
+//! The HTTP engine, on pingora-proxy. It only carries out what [`policy`] decides; the one place
+//! that knows pingora's HTTP types.
+//!
+//! Limits are pingora's own where it has them: 1 MiB and 256 fields a request head in HTTP/1, 64 KiB
+//! of headers and 100 streams a connection in HTTP/2.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Version, header};
+use pingora_core::{
+    apps::HttpServerOptions,
+    modules::http::HttpModules,
+    protocols::{TcpKeepalive, http::v2::server::default_h2_options},
+    server::{ShutdownWatch, configuration::ServerConf},
+    upstreams::peer::HttpPeer,
+};
+use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use super::{
+    downstream::Downstream,
+    policy::{self, Head, Journey, Refusal},
+};
+use crate::{
+    access_log::{self, Line},
+    cluster::Cluster,
+    load::{EndpointLoad, Series, now_micros},
+    shared::Shared,
+};
+
+/// How long an idle connection to an endpoint is kept.
+const UPSTREAM_IDLE: Duration = Duration::from_secs(30);
+/// Requests at once on one HTTP/2 connection to an endpoint.
+const UPSTREAM_STREAMS: usize = 100;
+/// How often HTTP/2 connections to endpoints are checked.
+const UPSTREAM_PING: Duration = Duration::from_secs(10);
+/// Idle connections to endpoints kept by one gateway, over all endpoints.
+const POOL: usize = 8_192;
+/// How long a client's HTTP/2 connection may be idle; HTTP/1 has pingora's 60 s.
+const DOWNSTREAM_H2_IDLE: Duration = Duration::from_secs(60);
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// One gateway's side of the engine.
+pub(super) struct Engine {
+    shared: Arc<Shared>,
+    gateway: Arc<str>,
+    /// Name of the route configuration; the listener may be given another one while running.
+    route_config: Arc<ArcSwap<String>>,
+    stopping: ShutdownWatch,
+}
+
+/// What is known of one request.
+pub(super) struct Request {
+    since: u64,
+    journey: Option<Journey>,
+    /// Where it is counted: its version's, or its gateway's when it has no route.
+    series: Option<Arc<Series>>,
+    refusal: Option<Refusal>,
+    counted: bool,
+}
+
+impl Engine {
+    /// pingora's proxy around an engine.
+    pub(super) fn build(
+        shared: Arc<Shared>,
+        gateway: Arc<str>,
+        route_config: Arc<ArcSwap<String>>,
+        stopping: ShutdownWatch,
+    ) -> Arc<HttpProxy<Self>> {
+        let conf = ServerConf {
+            // The pool's bound is this times the number of threads.
+            upstream_keepalive_pool_size: POOL,
+            threads: 1,
+            // The policy decides how often; this is only pingora's own bound above it.
+            max_retries: 16,
+            ..ServerConf::default()
+        };
+        let engine = Self { shared, gateway, route_config, stopping };
+        let mut proxy = HttpProxy::new(engine, Arc::new(conf));
+        let mut options = HttpServerOptions::default();
+        options.h2c = true;
+        options.h2_idle_timeout = Some(DOWNSTREAM_H2_IDLE);
+        proxy.server_options = Some(options);
+        proxy.h2_options = Some(default_h2_options());
+        proxy.handle_init_modules();
+        Arc::new(proxy)
+    }
+
+    fn admit(&self, session: &Session, request: &mut Request) -> Result<(), Refusal> {
+        let head = session.req_header();
+        let host = host(head);
+        if host.is_empty() && head.version == Version::HTTP_11 {
+            return Err(Refusal::NoHost);
+        }
+        let mut rng = fastrand::Rng::new();
+        let asked = Head { host, path: head.uri.path(), headers: &head.headers };
+        let route_config = self.route_config.load();
+        let cluster = policy::route(&self.shared.live.load(), &route_config, asked, &mut rng)?;
+        match Journey::begin(cluster, &self.gateway, &mut rng) {
+            Ok(journey) => {
+                request.series = Some(Arc::clone(journey.series()));
+                request.journey = Some(journey);
+                Ok(())
+            }
+            Err((refusal, series)) => {
+                request.series = Some(series);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Counts the request out; once, whichever way it ended.
+    fn finish(&self, session: &Session, request: &mut Request) {
+        if std::mem::replace(&mut request.counted, true) {
+            return;
+        }
+        let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        let micros = now_micros().saturating_sub(request.since);
+        let series = request.series.take().unwrap_or_else(|| policy::unrouted(&self.shared, &self.gateway));
+        series.finished(status, micros);
+        let journey = request.journey.take();
+        if let Some(log) = &self.shared.access_log {
+            let head = session.req_header();
+            let empty = || Arc::<str>::from("");
+            log.log(Line {
+                time: access_log::now(),
+                gateway: Arc::clone(&self.gateway),
+                client: session.client_addr().map(ToString::to_string).unwrap_or_default(),
+                method: head.method.to_string(),
+                host: host(head).to_owned(),
+                path: head.uri.path().to_owned(),
+                status,
+                service: journey.as_ref().map_or_else(empty, |j| Arc::clone(&j.version().service)),
+                version: journey.as_ref().map_or_else(empty, |j| Arc::clone(&j.version().version)),
+                endpoint: journey.as_ref().and_then(policy::address).map(|address| address.to_string()),
+                attempts: journey.as_ref().map_or(0, Journey::attempts),
+                duration_ms: micros as f64 / 1e3,
+                bytes_sent: session.body_bytes_sent() as u64,
+            });
+        }
+    }
+}
+
+/// The host a request is for: of the target when it has one, else of the `Host` field (RFC 9112
+/// §3.2.2, RFC 9113 §8.3.1).
+fn host(head: &RequestHeader) -> &str {
+    match head.uri.authority() {
+        Some(authority) => authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host),
+        None => head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or(""),
+    }
+}
+
+fn peer(cluster: &Cluster, endpoint: &EndpointLoad) -> HttpPeer {
+    let mut peer = HttpPeer::new(endpoint.address, false, String::new());
+    // An endpoint that was removed and came back is not the one that is pooled.
+    peer.group_key = endpoint.generation;
+    let options = &mut peer.options;
+    options.connection_timeout = Some(cluster.config.connect_timeout);
+    options.total_connection_timeout = Some(cluster.config.connect_timeout);
+    options.idle_timeout = Some(UPSTREAM_IDLE);
+    if cluster.config.http2 {
+        options.set_http_version(2, 2);
+        options.max_h2_streams = UPSTREAM_STREAMS;
+        options.h2_ping_interval = Some(UPSTREAM_PING);
+    } else {
+        options.set_http_version(1, 1);
+    }
+    options.tcp_keepalive = Some(TcpKeepalive {
+        idle: Duration::from_secs(60),
+        interval: Duration::from_secs(5),
+        count: 5,
+        #[cfg(target_os = "linux")]
+        user_timeout: Duration::ZERO,
+    });
+    peer
+}
+
+async fn respond(session: &mut Session, refusal: &Refusal) -> Result<()> {
+    let body = Bytes::from(format!("{refusal}\n"));
+    let mut response = ResponseHeader::build(refusal.status(), Some(4))?;
+    response.insert_header(header::CONTENT_TYPE, "text/plain")?;
+    response.insert_header(header::CONTENT_LENGTH, body.len())?;
+    let head_only = session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(response), head_only).await?;
+    if !head_only {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl ProxyHttp for Engine {
+    type CTX = Request;
+
+    fn new_ctx(&self) -> Request {
+        Request { since: now_micros(), journey: None, series: None, refusal: None, counted: false }
+    }
+
+    /// No modules: responses pass as they are.
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
+
+    async fn early_request_filter(&self, session: &mut Session, _: &mut Request) -> Result<()> {
+        let stream = session.stream().and_then(|stream| (**stream).as_any().downcast_ref::<Downstream>());
+        if let Some(stream) = stream {
+            stream.head_complete();
+        }
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
+        match self.admit(session, request) {
+            Ok(()) => Ok(false),
+            Err(refusal) => {
+                respond(session, &refusal).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, request: &mut Request) -> Result<Box<HttpPeer>> {
+        let journey = request.journey.as_ref();
+        let next = journey.and_then(|journey| Some((journey.cluster(), journey.endpoint()?)));
+        match next {
+            Some((cluster, endpoint)) => Ok(Box::new(peer(cluster, endpoint))),
+            None => Err(Error::explain(ErrorType::InternalError, "no endpoint was picked")),
+        }
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        request: &mut Request,
+    ) -> Result<()> {
+        if let Some(client) = session.client_addr().and_then(|address| address.as_inet()) {
+            let mut list =
+                upstream.headers.get_all(&FORWARDED_FOR).iter().fold(Vec::new(), |mut list, value| {
+                    list.extend_from_slice(value.as_bytes());
+                    list.extend_from_slice(b", ");
+                    list
+                });
+            list.extend_from_slice(client.ip().to_canonical().to_string().as_bytes());
+            if let Ok(value) = HeaderValue::from_bytes(&list) {
+                upstream.insert_header(FORWARDED_FOR, value)?;
+            }
+        }
+        upstream.insert_header(FORWARDED_PROTO, "http")?;
+        // pingora drops `te` as hop-by-hop; gRPC servers insist on it (gRPC over HTTP/2, "Requests").
+        let trailers = session.req_header().headers.get(header::TE).is_some_and(|te| te == "trailers");
+        if trailers && request.journey.as_ref().is_some_and(|journey| journey.cluster().config.http2) {
+            upstream.insert_header(header::TE, "trailers")?;
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        _: &mut ResponseHeader,
+        _: &mut Request,
+    ) -> Result<()> {
+        if *self.stopping.borrow() {
+            session.set_keepalive(None);
+        }
+        Ok(())
+    }
+
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        request: &mut Request,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        let Some(journey) = &mut request.journey else { return error };
+        let again = journey.connect_failed(&mut fastrand::Rng::new());
+        if !again {
+            request.refusal = Some(journey.unreachable());
+        }
+        error.set_retry(again);
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        request: &mut Request,
+        pooled: bool,
+    ) -> Box<Error> {
+        // pingora says "only if pooled" of connections that died before any byte of a response, and
+        // "yes" of streams that the endpoint declared unprocessed (RFC 9113 §8.7).
+        let unprocessed = matches!(error.retry, RetryType::Decided(true));
+        error.retry.decide_reuse(pooled);
+        let replayable = !session.as_ref().retry_buffer_truncated();
+        let allowed = unprocessed || policy::is_idempotent(&session.req_header().method);
+        let journey = request.journey.as_mut();
+        let again = error.retry.retry()
+            && replayable
+            && allowed
+            && journey.is_some_and(|journey| journey.pooled_connection_died(&mut fastrand::Rng::new()));
+        error.set_retry(again);
+        if !again && *error.esource() == ErrorSource::Upstream {
+            request.refusal = request.journey.as_ref().map(Journey::broken);
+        }
+        error
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        request: &mut Request,
+    ) -> FailToProxy {
+        use ErrorType::{ConnectionClosed, HTTPStatus, ReadError, WriteError};
+        let refusal = match (request.refusal.take(), error.esource(), error.etype()) {
+            (Some(refusal), ..) => Some(refusal),
+            (None, ErrorSource::Downstream, WriteError | ReadError | ConnectionClosed) => None,
+            (None, ErrorSource::Downstream, _) | (None, _, HTTPStatus(400..=499)) => {
+                Some(Refusal::BadRequest)
+            }
+            (None, ErrorSource::Upstream, _) => request.journey.as_ref().map(Journey::broken),
+            (None, ..) => Some(Refusal::Internal),
+        };
+        session.set_keepalive(None);
+        let mut error_code = 0;
+        if let Some(refusal) = refusal {
+            error_code = refusal.status().as_u16();
+            // After a response has begun there is nothing to say but to break off.
+            let begun = session.response_written().is_some_and(|r| !r.status.is_informational());
+            if !begun && let Err(error) = respond(session, &refusal).await {
+                tracing::debug!("the client left before it could be told: {error}");
+            }
+        }
+        FailToProxy { error_code, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, _: Option<&Error>, request: &mut Request) {
+        self.finish(session, request);
+    }
+
+    /// Counted in metrics and written to the access log, which say more.
+    fn suppress_error_log(&self, _: &Session, _: &Request, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Request, _: &Error, _: ProxyWarnLogContext) -> bool {
+        true
+    }
+}

@@ -1,0 +1,231 @@
+//! What is known of the load on endpoints and versions.
+//!
+//! - [`integral`]: exact time-weighted concurrency.
+//! - [`histogram`]: durations in fixed buckets, without a lock.
+//!
+//! One shared record per live endpoint and per version, carried across updates, so that an update
+//! never resets what is in flight.
+
+mod histogram;
+mod integral;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+
+pub(crate) use histogram::{BOUNDS, Histogram};
+pub(crate) use integral::{Concurrency, FOLD_EVERY};
+
+/// Microseconds since the process first asked; monotonic, the same for every thread.
+pub(crate) fn now_micros() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_micros() as u64
+}
+
+/// The load on one live endpoint of a cluster.
+#[derive(Debug)]
+pub(crate) struct EndpointLoad {
+    /// Unique in the process. An endpoint that is removed and comes back is another one, so it never
+    /// gets a pooled connection of the one before.
+    pub(crate) generation: u64,
+    /// The id it registered with, for people.
+    pub(crate) id: Arc<str>,
+    pub(crate) address: SocketAddr,
+    pub(crate) concurrency: Concurrency,
+    /// Requests that were given to it, retries included.
+    pub(crate) requests: AtomicU64,
+}
+
+impl EndpointLoad {
+    pub(crate) fn new(id: Arc<str>, address: SocketAddr) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            generation: NEXT.fetch_add(1, Ordering::Relaxed),
+            id,
+            address,
+            concurrency: Concurrency::default(),
+            requests: AtomicU64::new(0),
+        }
+    }
+}
+
+/// The load on one version (an xDS cluster), over all gateways.
+#[derive(Debug)]
+pub(crate) struct VersionLoad {
+    pub(crate) service: Arc<str>,
+    /// Empty for clusters of foreign servers, whose names have no version in them.
+    pub(crate) version: Arc<str>,
+    pub(crate) concurrency: Concurrency,
+    /// Copied on write: it gains an entry at the first request through another gateway.
+    gateways: ArcSwap<Vec<Arc<Series>>>,
+}
+
+impl VersionLoad {
+    /// The record of the cluster called `cluster`.
+    pub(crate) fn new(cluster: &str) -> Self {
+        let (service, version) = cluster.split_once('/').unwrap_or((cluster, ""));
+        Self {
+            service: service.into(),
+            version: version.into(),
+            concurrency: Concurrency::default(),
+            gateways: ArcSwap::default(),
+        }
+    }
+
+    /// The counters of requests that came through `gateway`.
+    pub(crate) fn series(&self, gateway: &Arc<str>) -> Arc<Series> {
+        let known = |list: &[Arc<Series>]| list.iter().find(|s| s.gateway == *gateway).cloned();
+        if let Some(series) = known(&self.gateways.load()) {
+            return series;
+        }
+        let fresh = Arc::new(Series::new(Arc::clone(gateway)));
+        self.gateways.rcu(|list| match known(list) {
+            Some(_) => Arc::clone(list),
+            None => Arc::new(list.iter().cloned().chain([Arc::clone(&fresh)]).collect()),
+        });
+        known(&self.gateways.load()).unwrap_or(fresh)
+    }
+
+    /// The counters by gateway.
+    pub(crate) fn gateways(&self) -> Arc<Vec<Arc<Series>>> {
+        self.gateways.load_full()
+    }
+
+    /// Drops the counters of gateways that `keep` refuses.
+    pub(crate) fn retain_gateways(&self, keep: impl Fn(&str) -> bool) {
+        if self.gateways.load().iter().any(|s| !keep(&s.gateway)) {
+            self.gateways.rcu(|list| list.iter().filter(|s| keep(&s.gateway)).cloned().collect::<Vec<_>>());
+        }
+    }
+}
+
+/// Counters of the requests of one version through one gateway.
+#[derive(Debug)]
+pub(crate) struct Series {
+    pub(crate) gateway: Arc<str>,
+    /// Finished requests by class of status: 1xx to 5xx, and at 0 those that got no response
+    /// because the client left.
+    pub(crate) classes: [AtomicU64; 6],
+    pub(crate) durations: Histogram,
+    /// Attempts beyond the first.
+    pub(crate) retries: AtomicU64,
+    /// Requests refused because no endpoint was ready.
+    pub(crate) no_endpoint: AtomicU64,
+}
+
+impl Series {
+    pub(crate) fn new(gateway: Arc<str>) -> Self {
+        Self {
+            gateway,
+            classes: Default::default(),
+            durations: Histogram::default(),
+            retries: AtomicU64::new(0),
+            no_endpoint: AtomicU64::new(0),
+        }
+    }
+
+    /// A request ended with `status` (0: none was sent) after `micros`.
+    pub(crate) fn finished(&self, status: u16, micros: u64) {
+        let class = usize::from(status / 100);
+        self.classes[if class < 6 { class } else { 0 }].fetch_add(1, Ordering::Relaxed);
+        self.durations.record(micros);
+    }
+}
+
+/// Records that outlive the routing table's view of them. Written when the table is published and
+/// once a second, read by the admin interface; a request never comes here.
+#[derive(Debug, Default)]
+pub(crate) struct Records(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    versions: HashMap<Arc<str>, Arc<VersionLoad>>,
+    /// Endpoints that left the table with requests in flight, by cluster.
+    leaving: Vec<(Arc<str>, Arc<EndpointLoad>)>,
+}
+
+impl Records {
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The record of `cluster`: the one there is, or a new one.
+    pub(crate) fn version(&self, cluster: &Arc<str>) -> Arc<VersionLoad> {
+        let mut known = self.known();
+        let entry = known.versions.entry(Arc::clone(cluster));
+        Arc::clone(entry.or_insert_with(|| Arc::new(VersionLoad::new(cluster))))
+    }
+
+    /// Endpoints of `cluster` that just left the table.
+    pub(crate) fn left(&self, cluster: &Arc<str>, endpoints: impl IntoIterator<Item = Arc<EndpointLoad>>) {
+        let leaving = endpoints.into_iter().map(|load| (Arc::clone(cluster), load));
+        self.known().leaving.extend(leaving);
+    }
+
+    /// Every version's record, by cluster.
+    pub(crate) fn versions(&self) -> Vec<(Arc<str>, Arc<VersionLoad>)> {
+        self.known().versions.iter().map(|(name, load)| (Arc::clone(name), Arc::clone(load))).collect()
+    }
+
+    /// Endpoints that left and still have requests in flight, by cluster.
+    pub(crate) fn leaving(&self) -> Vec<(Arc<str>, Arc<EndpointLoad>)> {
+        let mut known = self.known();
+        known.leaving.retain(|(_, load)| load.concurrency.in_flight() > 0);
+        known.leaving.clone()
+    }
+
+    /// Forgets what is neither live nor has a request in flight: the bound on metric labels.
+    pub(crate) fn prune(&self, live: impl Fn(&str) -> bool, gateway: impl Fn(&str) -> bool) {
+        let mut known = self.known();
+        known.leaving.retain(|(_, load)| load.concurrency.in_flight() > 0);
+        known.versions.retain(|name, load| {
+            load.retain_gateways(|g| gateway(g) || load.concurrency.in_flight() > 0);
+            live(name) || load.concurrency.in_flight() > 0
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_name_without_a_slash_is_a_service_without_versions() {
+        let load = VersionLoad::new("foreign");
+        assert_eq!((&*load.service, &*load.version), ("foreign", ""));
+        let load = VersionLoad::new("checkout/v2");
+        assert_eq!((&*load.service, &*load.version), ("checkout", "v2"));
+    }
+
+    #[test]
+    fn a_gateway_has_one_series_however_often_it_is_asked_for() {
+        let load = VersionLoad::new("checkout/v2");
+        let (edge, other): (Arc<str>, Arc<str>) = ("edge".into(), "other".into());
+        assert!(Arc::ptr_eq(&load.series(&edge), &load.series(&edge)));
+        load.series(&other);
+        assert_eq!(load.gateways().len(), 2);
+        load.retain_gateways(|g| g == "edge");
+        assert_eq!(load.gateways().len(), 1);
+    }
+
+    #[test]
+    fn a_removed_version_is_forgotten_when_its_last_request_is_over() {
+        let records = Records::default();
+        let name: Arc<str> = "checkout/v1".into();
+        let load = records.version(&name);
+        load.concurrency.start(1);
+        records.prune(|_| false, |_| true);
+        assert!(Arc::ptr_eq(&load, &records.version(&name)));
+        load.concurrency.end(2);
+        records.prune(|_| false, |_| true);
+        assert!(records.versions().is_empty());
+    }
+}

@@ -1,0 +1,181 @@
+//! What the two runtimes share: requests count in it, the xDS client writes it, the admin reads it.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::{
+    access_log::AccessLog,
+    load::{Series, VersionLoad, now_micros},
+    metrics::{ConnectionStats, XdsStats},
+    table::Live,
+    xds::cache::HeldMap,
+};
+
+/// Everything that is shared.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) live: Live,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) access_log: Option<AccessLog>,
+    pub(crate) xds: Arc<XdsStats>,
+    /// Requests without a route, by gateway.
+    unrouted: VersionLoad,
+    pub(crate) listeners: ArcSwap<Vec<ListenerView>>,
+    pub(crate) configuration: ArcSwap<ConfigurationView>,
+}
+
+impl Shared {
+    /// With a bound on open client connections.
+    pub(crate) fn new(access_log: Option<AccessLog>, max_connections: usize) -> Self {
+        Self {
+            live: Live::default(),
+            connections: Arc::new(Connections::new(max_connections)),
+            access_log,
+            xds: Arc::default(),
+            unrouted: VersionLoad::new(""),
+            listeners: ArcSwap::default(),
+            configuration: ArcSwap::default(),
+        }
+    }
+
+    /// Counters of the requests of `gateway` that have no route.
+    pub(crate) fn unrouted_of(&self, gateway: &Arc<str>) -> Arc<Series> {
+        self.unrouted.series(gateway)
+    }
+
+    /// Reads every integral and forgets records that are neither live nor busy.
+    pub(crate) fn fold(&self) {
+        let now = now_micros();
+        let table = self.live.load_full();
+        for cluster in table.clusters.values() {
+            for endpoint in &cluster.endpoints {
+                endpoint.load.concurrency.integral(now);
+            }
+        }
+        for (_, load) in self.live.records.leaving() {
+            load.concurrency.integral(now);
+        }
+        for (_, load) in self.live.records.versions() {
+            load.concurrency.integral(now);
+        }
+        let listeners = self.listeners.load_full();
+        let runs = |gateway: &str| listeners.iter().any(|listener| listener.name == gateway);
+        self.live.records.prune(|cluster| table.clusters.contains_key(cluster), runs);
+        self.unrouted.retain_gateways(runs);
+    }
+
+    /// Those of every gateway.
+    pub(crate) fn unrouted(&self) -> Arc<Vec<Arc<Series>>> {
+        self.unrouted.gateways()
+    }
+}
+
+/// A listener, as `/listeners` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ListenerView {
+    pub(crate) name: String,
+    /// The address that is actually bound.
+    pub(crate) address: SocketAddr,
+    pub(crate) route_config: String,
+}
+
+/// The xDS client's state, as `/config_dump` and `/readyz` show it.
+#[derive(Debug)]
+pub(crate) struct ConfigurationView {
+    /// In the order of `ResourceType::ALL`.
+    pub(crate) held: [HeldMap; 4],
+    pub(crate) waiting: Vec<String>,
+    pub(crate) server: Option<String>,
+    pub(crate) not_ready: Option<String>,
+    /// Listeners that could not be bound, and why.
+    pub(crate) listener_errors: Vec<(String, String)>,
+}
+
+impl Default for ConfigurationView {
+    fn default() -> Self {
+        Self {
+            held: Default::default(),
+            waiting: Vec::new(),
+            server: None,
+            not_ready: Some("no listeners from a server yet".to_owned()),
+            listener_errors: Vec::new(),
+        }
+    }
+}
+
+/// Client connections: how many there are, and the bound on them.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    pub(crate) stats: ConnectionStats,
+    limit: i64,
+    closed: Notify,
+}
+
+impl Connections {
+    fn new(limit: usize) -> Self {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        Self { stats: ConnectionStats::default(), limit, closed: Notify::new() }
+    }
+
+    /// Counts one more connection in; `None` at the bound.
+    pub(crate) fn admit(self: &Arc<Self>) -> Option<Admitted> {
+        let admitted = Admitted(Arc::clone(self));
+        if self.stats.open.fetch_add(1, Ordering::AcqRel) >= self.limit {
+            self.stats.refused.fetch_add(1, Ordering::Relaxed);
+            return None; // dropping `admitted` takes it back
+        }
+        self.stats.accepted.fetch_add(1, Ordering::Relaxed);
+        Some(admitted)
+    }
+
+    /// How many are open.
+    pub(crate) fn open(&self) -> i64 {
+        self.stats.open.load(Ordering::Acquire)
+    }
+
+    /// Waits until none is open.
+    pub(crate) async fn all_closed(&self) {
+        loop {
+            let closed = self.closed.notified();
+            if self.open() <= 0 {
+                return;
+            }
+            closed.await;
+        }
+    }
+}
+
+/// A connection that counts as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Admitted(Arc<Connections>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if self.0.stats.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.closed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_bounded_and_counted_out() {
+        let connections = Arc::new(Connections::new(2));
+        let (one, two) = (connections.admit().unwrap(), connections.admit().unwrap());
+        assert!(connections.admit().is_none());
+        drop(one);
+        let three = connections.admit().unwrap();
+        drop((two, three));
+        connections.all_closed().await;
+        assert_eq!(connections.stats.refused.load(Ordering::Relaxed), 1);
+    }
+}

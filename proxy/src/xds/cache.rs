@@ -1,0 +1,642 @@
+//! What a server told us: responses in, changes and acknowledgements out. Pure: no sockets, no
+//! clock (time is passed in), no tasks.
+//!
+//! The order of work is: prepare aside, publish once, acknowledge last. An [`Update`] says what to
+//! publish; its requests are sent after that has been done.
+//!
+//! - Clusters and load assignments go live at once.
+//! - A route configuration is *staged* until every cluster it names is there with its assignment,
+//!   or [`WARMING_TIMEOUT`] has passed. A listener is staged until its routes are live, likewise.
+//!   What was live before stays so meanwhile (xDS protocol, "Resource warming").
+//! - CDS and LDS decide what exists. A cluster that CDS removed stays usable while a live route
+//!   names it. The removal of a load assignment or route configuration only means that the server
+//!   forgot it: what is in use stays as it was, as in Envoy.
+//! - A resource that cannot be read is kept out (the one before stays), the rest of the response is
+//!   applied, and the response is refused with a reason that names each bad resource.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use config::xds::{
+    ResourceType,
+    assignment::{Assignment, decode_assignment},
+    cluster::{ClusterConfig, decode_cluster},
+    listener::{ListenerConfig, decode_listener},
+    route::{RouteConfig, decode_route_config},
+};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
+};
+
+use super::wire;
+use crate::table::Change;
+
+/// How long routes wait for their clusters and listeners for their routes, and how long an
+/// acknowledgement is withheld for it. After that the new goes live as it is: a server that never
+/// sends an assignment must not hold back everything else (cf. envoy#13009).
+pub(crate) const WARMING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bound on acknowledgements withheld for one type; beyond it the oldest is sent.
+const MAX_WITHHELD: usize = 4_096;
+
+/// Resources held of one type, by name. Cloning it is cheap, whatever its size.
+pub(crate) type HeldMap =
+    imbl::GenericHashMap<Arc<str>, Held, foldhash::fast::RandomState, imbl::shared_ptr::DefaultSharedPtr>;
+
+/// A resource as the server sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) version: Arc<str>,
+    pub(crate) value: Bytes,
+}
+
+/// What to do, in the order of the fields.
+#[derive(Debug, Default)]
+pub(crate) struct Update {
+    /// Publish these first.
+    pub(crate) upserts: Vec<Change>,
+    /// Then make the listeners these (all of them), and call [`Cache::on_listeners`].
+    pub(crate) listeners: Option<Vec<ListenerConfig>>,
+    /// Then publish these.
+    pub(crate) removals: Vec<Change>,
+    /// Then send these: subscriptions and acknowledgements.
+    pub(crate) requests: Vec<DeltaDiscoveryRequest>,
+    /// Whether anything held has changed.
+    pub(crate) changed: bool,
+}
+
+/// The subscribed state of the four types.
+#[derive(Debug, Default)]
+pub(crate) struct Cache {
+    held: [HeldMap; 4],
+    clusters: HashMap<Arc<str>, KnownCluster>,
+    /// By their own name, which clusters refer to.
+    assignments: HashMap<Arc<str>, Arc<Assignment>>,
+    /// Names of clusters by the assignment they follow; its keys are what EDS is asked for.
+    followers: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    routes: BTreeMap<Arc<str>, RouteState>,
+    /// How many live route configurations name a cluster.
+    routed: HashMap<Arc<str>, usize>,
+    listeners: BTreeMap<Arc<str>, ListenerState>,
+    /// Clusters that CDS removed and a live route may still name.
+    retired: BTreeSet<Arc<str>>,
+    /// EDS and RDS names the server was told of on this stream.
+    subscribed: [BTreeSet<Arc<str>>; 4],
+    withheld: [VecDeque<Withheld>; 4],
+    /// Types of which a first response, or a saved state, has arrived.
+    heard: [bool; 4],
+    connected: bool,
+    warming_timeouts: u64,
+    // What a single call gathers.
+    touched_clusters: BTreeSet<Arc<str>>,
+    touched_assignments: BTreeSet<Arc<str>>,
+    listeners_touched: bool,
+    routes_touched: bool,
+}
+
+#[derive(Debug)]
+struct KnownCluster {
+    config: Arc<ClusterConfig>,
+    /// Removed by CDS, still named by a live route.
+    retired: bool,
+}
+
+#[derive(Debug, Default)]
+struct RouteState {
+    live: Option<Arc<RouteConfig>>,
+    staged: Option<(Arc<RouteConfig>, Instant)>,
+}
+
+#[derive(Debug, Default)]
+struct ListenerState {
+    live: Option<ListenerConfig>,
+    staged: Option<(ListenerConfig, Instant)>,
+    /// Outcome of the last attempt to listen as `live` says.
+    bound: Option<Result<(), String>>,
+}
+
+/// An acknowledgement that waits until what it acknowledges is applied.
+#[derive(Debug)]
+struct Withheld {
+    nonce: String,
+    /// Names of resources of its type that are not applied yet.
+    names: Vec<Arc<str>>,
+    until: Instant,
+}
+
+impl Cache {
+    /// Takes in a response. Types that are not followed are ignored.
+    pub(crate) fn on_response(&mut self, response: DeltaDiscoveryResponse, now: Instant) -> Update {
+        let Some(kind) = ResourceType::from_type_url(&response.type_url) else {
+            return Update::default();
+        };
+        self.heard[kind.index()] = true;
+        let mut refused = Vec::new();
+        let mut names = Vec::new();
+        let mut changed = !response.removed_resources.is_empty();
+        for name in &response.removed_resources {
+            self.remove(kind, name);
+            if kind == ResourceType::Listener {
+                names.push(name.as_str().into());
+            }
+        }
+        for resource in response.resources {
+            let label = resource.name.clone();
+            match self.accept(kind, resource, now) {
+                Ok(Some(name)) => {
+                    changed = true;
+                    names.push(name);
+                }
+                Ok(None) => {}
+                Err(reason) => refused.push(format!("{kind} `{label}`: {reason}")),
+            }
+        }
+        let mut update = Update { changed, ..Update::default() };
+        if refused.is_empty() {
+            let withheld = Withheld { nonce: response.nonce, names, until: now + WARMING_TIMEOUT };
+            self.withheld[kind.index()].push_back(withheld);
+        } else {
+            update.requests.push(wire::nack(kind, response.nonce, refused.join("; ")));
+        }
+        self.settle(now, &mut update);
+        update
+    }
+
+    /// Time has passed: what waited long enough goes live.
+    pub(crate) fn on_time(&mut self, now: Instant) -> Update {
+        let mut update = Update::default();
+        self.settle(now, &mut update);
+        update
+    }
+
+    /// When [`Self::on_time`] next has something to do.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let routes = self.routes.values().filter_map(|r| Some(r.staged.as_ref()?.1 + WARMING_TIMEOUT));
+        let listeners = self.listeners.values().filter_map(|l| Some(l.staged.as_ref()?.1 + WARMING_TIMEOUT));
+        // Listeners are acknowledged when they are bound, however long that takes.
+        let timed = ResourceType::ALL.into_iter().filter(|kind| *kind != ResourceType::Listener);
+        let withheld = timed.filter_map(|kind| Some(self.withheld[kind.index()].front()?.until));
+        routes.chain(listeners).chain(withheld).min()
+    }
+
+    /// How it went with the listeners of an update: each one's name, and why it could not be bound.
+    /// Returns what to send: listeners are acknowledged when they are bound.
+    pub(crate) fn on_listeners<'a>(
+        &mut self,
+        outcomes: impl IntoIterator<Item = (&'a str, Result<(), String>)>,
+        now: Instant,
+    ) -> Vec<DeltaDiscoveryRequest> {
+        for (name, outcome) in outcomes {
+            if outcome.is_err() {
+                // The server is told that it was refused, so a new stream asks for it again.
+                self.held[ResourceType::Listener.index()].remove(name);
+            }
+            if let Some(listener) = self.listeners.get_mut(name) {
+                listener.bound = Some(outcome);
+            }
+        }
+        let mut update = Update::default();
+        self.release(now, &mut update);
+        update.requests
+    }
+
+    /// A new stream begins: what to send first. Nothing that is held has to be sent again.
+    pub(crate) fn on_connected(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        self.connected = true;
+        self.withheld = Default::default();
+        self.subscribed = Default::default();
+        let mut requests = Vec::new();
+        for kind in ResourceType::ALL {
+            let names: Vec<String> = self.wanted(kind).iter().map(ToString::to_string).collect();
+            self.subscribed[kind.index()] = self.wanted(kind);
+            if kind.legacy_wildcard() || !names.is_empty() {
+                let held = self.held[kind.index()].iter();
+                let held = held.map(|(name, held)| (name.to_string(), held.version.to_string()));
+                requests.push(wire::first(kind, names, held.collect()));
+            }
+        }
+        requests
+    }
+
+    /// The stream is over; its nonces mean nothing any more.
+    pub(crate) fn on_disconnected(&mut self) {
+        self.connected = false;
+        self.withheld = Default::default();
+    }
+
+    /// Takes in what was saved by an earlier run: all of it goes live without waiting. Resources
+    /// that cannot be read any more are left out; their names are returned.
+    pub(crate) fn restore(
+        &mut self,
+        saved: Vec<(ResourceType, Resource)>,
+        now: Instant,
+    ) -> (Update, Vec<String>) {
+        let mut refused = Vec::new();
+        // What refers comes before what is referred to, or the latter would not be asked for.
+        for wave in [
+            [ResourceType::Cluster, ResourceType::Listener],
+            [ResourceType::LoadAssignment, ResourceType::RouteConfiguration],
+        ] {
+            for (kind, resource) in saved.iter().filter(|(kind, _)| wave.contains(kind)) {
+                self.heard[kind.index()] = true;
+                let label = format!("{kind} `{}`", resource.name);
+                if let Err(reason) = self.accept(*kind, resource.clone(), now) {
+                    refused.push(format!("{label}: {reason}"));
+                }
+            }
+        }
+        let mut update = Update::default();
+        let timeouts = self.warming_timeouts;
+        self.settle(now + WARMING_TIMEOUT, &mut update);
+        self.warming_timeouts = timeouts;
+        (update, refused)
+    }
+
+    /// What is held of each type, in the order of [`ResourceType::ALL`].
+    pub(crate) fn held(&self) -> [HeldMap; 4] {
+        self.held.clone()
+    }
+
+    /// How often something went live before what it needs was there.
+    pub(crate) fn warming_timeouts(&self) -> u64 {
+        self.warming_timeouts
+    }
+
+    /// Whether nothing waits to go live.
+    pub(crate) fn settled(&self) -> bool {
+        self.waiting().is_empty()
+    }
+
+    /// What waits to go live, and for what; for people.
+    pub(crate) fn waiting(&self) -> Vec<String> {
+        let routes = self.routes.iter().filter_map(|(name, state)| {
+            let missing: Vec<&str> = self.missing(&state.staged.as_ref()?.0).take(5).collect();
+            Some(format!("routes `{name}` wait for {}", missing.join(", ")))
+        });
+        let listeners = self.listeners.iter().filter_map(|(name, state)| {
+            let staged = &state.staged.as_ref()?.0;
+            Some(format!("listener `{name}` waits for routes `{}`", staged.route_config))
+        });
+        routes.chain(listeners).collect()
+    }
+
+    /// Why the first complete configuration is not live yet; `None` once it is.
+    pub(crate) fn not_ready(&self) -> Option<String> {
+        if !self.heard[ResourceType::Listener.index()] {
+            return Some("no listeners from a server yet".to_owned());
+        }
+        let waiting = self.waiting();
+        if !waiting.is_empty() {
+            return Some(waiting.join("; "));
+        }
+        let without =
+            self.listeners.iter().filter_map(|(name, l)| Some((name, l.live.as_ref()?))).find(|(_, l)| {
+                self.routes.get(l.route_config.as_str()).is_none_or(|routes| routes.live.is_none())
+            });
+        without.map(|(name, l)| format!("listener `{name}` has no routes `{}` yet", l.route_config))
+    }
+
+    // ---- one resource ----
+
+    /// Takes in a resource; the name when it counts, `None` when it was not asked for.
+    fn accept(
+        &mut self,
+        kind: ResourceType,
+        resource: Resource,
+        now: Instant,
+    ) -> Result<Option<Arc<str>>, String> {
+        // A resource without a body only extends a TTL (xDS protocol, "TTL"), which is not used.
+        let Some(any) = resource.resource else { return Ok(None) };
+        if any.type_url != kind.type_url() {
+            return Err(format!("it is a {}", any.type_url));
+        }
+        let value = Bytes::from(any.value);
+        let decoded = self.stage(kind, &value, now)?;
+        let Some(name) = decoded else { return Ok(None) };
+        if !resource.name.is_empty() && *resource.name != *name {
+            // The body decides; a server that names it otherwise could not remove it again.
+            tracing::warn!("{kind}: a resource called `{}` contains `{name}`", resource.name);
+        }
+        let held = Held { version: resource.version.into(), value };
+        self.held[kind.index()].insert(Arc::clone(&name), held);
+        Ok(Some(name))
+    }
+
+    fn stage(&mut self, kind: ResourceType, value: &[u8], now: Instant) -> Result<Option<Arc<str>>, String> {
+        let text = |e: config::xds::DecodeError| e.to_string();
+        Ok(match kind {
+            ResourceType::Cluster => Some(self.put_cluster(decode_cluster(value).map_err(text)?)),
+            ResourceType::LoadAssignment => self.put_assignment(decode_assignment(value).map_err(text)?),
+            ResourceType::Listener => Some(self.put_listener(decode_listener(value).map_err(text)?, now)),
+            ResourceType::RouteConfiguration => {
+                self.put_routes(decode_route_config(value).map_err(text)?, now)
+            }
+        })
+    }
+
+    fn put_cluster(&mut self, config: ClusterConfig) -> Arc<str> {
+        let name: Arc<str> = config.name.as_str().into();
+        let assignment: Arc<str> = config.assignment.as_str().into();
+        if let Some(before) = self.clusters.get(&name) {
+            let old: Arc<str> = before.config.assignment.as_str().into();
+            if old != assignment {
+                self.unfollow(&old, &name);
+            }
+        }
+        self.followers.entry(Arc::clone(&assignment)).or_default().insert(Arc::clone(&name));
+        self.touched_assignments.insert(assignment);
+        self.retired.remove(&name);
+        self.clusters.insert(Arc::clone(&name), KnownCluster { config: Arc::new(config), retired: false });
+        self.touched_clusters.insert(Arc::clone(&name));
+        name
+    }
+
+    fn put_assignment(&mut self, assignment: Assignment) -> Option<Arc<str>> {
+        let (name, followers) = self.followers.get_key_value(assignment.name.as_str())?;
+        let name = Arc::clone(name);
+        self.touched_clusters.extend(followers.iter().cloned());
+        self.assignments.insert(Arc::clone(&name), Arc::new(assignment));
+        Some(name)
+    }
+
+    fn put_listener(&mut self, config: ListenerConfig, now: Instant) -> Arc<str> {
+        let name: Arc<str> = config.name.as_str().into();
+        let state = self.listeners.entry(Arc::clone(&name)).or_default();
+        state.staged = (state.live.as_ref() != Some(&config)).then_some((config, now));
+        self.listeners_touched = true;
+        name
+    }
+
+    fn put_routes(&mut self, config: RouteConfig, now: Instant) -> Option<Arc<str>> {
+        if !self.wants_routes(&config.name) {
+            return None;
+        }
+        let name: Arc<str> = config.name.as_str().into();
+        let state = self.routes.entry(Arc::clone(&name)).or_default();
+        state.staged = (state.live.as_deref() != Some(&config)).then(|| (Arc::new(config), now));
+        self.routes_touched = true;
+        Some(name)
+    }
+
+    fn remove(&mut self, kind: ResourceType, name: &str) {
+        self.held[kind.index()].remove(name);
+        match kind {
+            ResourceType::Cluster => {
+                if let Some(cluster) = self.clusters.get_mut(name) {
+                    cluster.retired = true;
+                    self.retired.insert(name.into());
+                }
+            }
+            ResourceType::Listener => self.listeners_touched |= self.listeners.remove(name).is_some(),
+            // In use they stay as they were; out of use they are not kept anyway.
+            ResourceType::LoadAssignment | ResourceType::RouteConfiguration => {}
+        }
+    }
+
+    // ---- going live ----
+
+    /// Promotes what is ready, retires what nothing names, and gathers what is to be done.
+    fn settle(&mut self, now: Instant, update: &mut Update) {
+        if self.listeners_touched {
+            self.drop_unwanted_routes(update);
+        }
+        self.promote_routes(now, update);
+        self.promote_listeners(now, update);
+        self.drop_retired_clusters(update);
+        // Clusters before the routes that name them.
+        let routes = std::mem::take(&mut update.upserts);
+        let clusters = std::mem::take(&mut self.touched_clusters);
+        let clusters = clusters.iter().filter_map(|name| {
+            let config = &self.clusters.get(name)?.config;
+            let assignment = self.assignments.get(config.assignment.as_str());
+            Some(Change::Cluster(Arc::clone(config), assignment.cloned()))
+        });
+        update.upserts = clusters.chain(routes).collect();
+        self.resubscribe(update);
+        self.release(now, update);
+    }
+
+    fn promote_routes(&mut self, now: Instant, update: &mut Update) {
+        let staged =
+            self.routes.iter().filter_map(|(name, s)| s.staged.as_ref().map(|staged| (name, staged)));
+        let mut due = Vec::new();
+        for (name, (config, since)) in staged {
+            let warm = self.missing(config).next().is_none();
+            if warm || now >= *since + WARMING_TIMEOUT {
+                due.push((Arc::clone(name), warm));
+            }
+        }
+        for (name, warm) in due {
+            self.warming_timeouts += u64::from(!warm);
+            let Some(state) = self.routes.get_mut(&name) else { continue };
+            let Some((config, _)) = state.staged.take() else { continue };
+            let before = state.live.replace(Arc::clone(&config));
+            for cluster in config.clusters() {
+                *self.routed.entry(cluster.into()).or_default() += 1;
+            }
+            self.unroute(before.as_deref());
+            update.upserts.push(Change::Routes(config));
+            self.routes_touched = true;
+        }
+    }
+
+    fn promote_listeners(&mut self, now: Instant, update: &mut Update) {
+        if !self.listeners_touched
+            && !self.routes_touched
+            && self.listeners.values().all(|l| l.staged.is_none())
+        {
+            return;
+        }
+        let mut changed = self.listeners_touched;
+        for state in self.listeners.values_mut() {
+            let Some((config, since)) = &state.staged else { continue };
+            let warm = self.routes.get(config.route_config.as_str()).is_some_and(|r| r.live.is_some());
+            if warm || now >= *since + WARMING_TIMEOUT {
+                self.warming_timeouts += u64::from(!warm);
+                state.live = state.staged.take().map(|(config, _)| config);
+                state.bound = None;
+                changed = true;
+            }
+        }
+        self.listeners_touched = false;
+        self.routes_touched = false;
+        if changed {
+            // A listener that moved to other routes no longer needs the ones before.
+            self.drop_unwanted_routes(update);
+            update.listeners = Some(self.live_listeners());
+        }
+    }
+
+    /// The listeners as they should be.
+    pub(crate) fn live_listeners(&self) -> Vec<ListenerConfig> {
+        self.listeners.values().filter_map(|l| l.live.clone()).collect()
+    }
+
+    fn drop_unwanted_routes(&mut self, update: &mut Update) {
+        let unwanted: Vec<Arc<str>> =
+            self.routes.keys().filter(|name| !self.wants_routes(name)).cloned().collect();
+        for name in unwanted {
+            self.held[ResourceType::RouteConfiguration.index()].remove(&name);
+            if let Some(live) = self.routes.remove(&name).and_then(|state| state.live) {
+                self.unroute(Some(&live));
+                update.removals.push(Change::RoutesGone(name));
+            }
+        }
+    }
+
+    fn drop_retired_clusters(&mut self, update: &mut Update) {
+        let gone: Vec<Arc<str>> =
+            self.retired.iter().filter(|name| !self.routed.contains_key(*name)).cloned().collect();
+        for name in gone {
+            self.retired.remove(&name);
+            self.touched_clusters.remove(&name);
+            if let Some(cluster) = self.clusters.remove(&name) {
+                self.unfollow(&cluster.config.assignment, &name);
+            }
+            update.removals.push(Change::ClusterGone(name));
+        }
+    }
+
+    fn unroute(&mut self, config: Option<&RouteConfig>) {
+        for cluster in config.map(RouteConfig::clusters).unwrap_or_default() {
+            if let Some(count) = self.routed.get_mut(cluster) {
+                *count -= 1;
+                if *count == 0 {
+                    self.routed.remove(cluster);
+                }
+            }
+        }
+    }
+
+    fn unfollow(&mut self, assignment: &str, cluster: &str) {
+        let Some(followers) = self.followers.get_mut(assignment) else { return };
+        followers.remove(cluster);
+        if followers.is_empty() {
+            self.followers.remove(assignment);
+            self.assignments.remove(assignment);
+            self.held[ResourceType::LoadAssignment.index()].remove(assignment);
+            self.touched_assignments.insert(assignment.into());
+        }
+    }
+
+    /// The clusters of `config` that are not there with their assignment.
+    fn missing<'a>(&'a self, config: &'a RouteConfig) -> impl Iterator<Item = &'a str> {
+        config.clusters().into_iter().filter(|name| !self.is_warm(name))
+    }
+
+    fn is_warm(&self, cluster: &str) -> bool {
+        let cluster = self.clusters.get(cluster);
+        cluster.is_some_and(|c| self.assignments.contains_key(c.config.assignment.as_str()))
+    }
+
+    // ---- subscriptions and acknowledgements ----
+
+    fn wants_routes(&self, name: &str) -> bool {
+        let configs = |l: &ListenerState| {
+            let staged = l.staged.as_ref().is_some_and(|(config, _)| config.route_config == name);
+            staged || l.live.as_ref().is_some_and(|config| config.route_config == name)
+        };
+        self.listeners.values().any(configs)
+    }
+
+    /// The names to be subscribed to; none for types that are followed as a whole.
+    fn wanted(&self, kind: ResourceType) -> BTreeSet<Arc<str>> {
+        match kind {
+            ResourceType::Cluster | ResourceType::Listener => BTreeSet::new(),
+            ResourceType::LoadAssignment => self.followers.keys().cloned().collect(),
+            ResourceType::RouteConfiguration => {
+                let staged =
+                    self.listeners.values().filter_map(|l| l.staged.as_ref().map(|(config, _)| config));
+                let live = self.listeners.values().filter_map(|l| l.live.as_ref());
+                staged.chain(live).map(|config| config.route_config.as_str().into()).collect()
+            }
+        }
+    }
+
+    /// Asks for what became needed, and no longer for what is not.
+    fn resubscribe(&mut self, update: &mut Update) {
+        let touched = std::mem::take(&mut self.touched_assignments);
+        if !self.connected {
+            return;
+        }
+        let known = &mut self.subscribed[ResourceType::LoadAssignment.index()];
+        let (mut more, mut less) = (Vec::new(), Vec::new());
+        for name in touched {
+            if self.followers.contains_key(&name) {
+                if known.insert(Arc::clone(&name)) {
+                    more.push(name.to_string());
+                }
+            } else if known.remove(&name) {
+                less.push(name.to_string());
+            }
+        }
+        if !more.is_empty() || !less.is_empty() {
+            update.requests.push(wire::subscribe(ResourceType::LoadAssignment, more, less));
+        }
+        let kind = ResourceType::RouteConfiguration;
+        let wanted = self.wanted(kind);
+        let known = &mut self.subscribed[kind.index()];
+        if *known != wanted {
+            let more = wanted.difference(known).map(ToString::to_string).collect();
+            let less = known.difference(&wanted).map(ToString::to_string).collect();
+            update.requests.push(wire::subscribe(kind, more, less));
+            *known = wanted;
+        }
+    }
+
+    /// Sends the acknowledgements whose resources are applied, in the order of the responses.
+    fn release(&mut self, now: Instant, update: &mut Update) {
+        for kind in ResourceType::ALL {
+            let mut queue = std::mem::take(&mut self.withheld[kind.index()]);
+            while let Some(front) = queue.front_mut() {
+                if kind == ResourceType::Listener {
+                    let failed = front.names.iter().filter_map(|name| {
+                        let reason = self.listeners.get(name)?.bound.as_ref()?.as_ref().err()?;
+                        Some(format!("{kind} `{name}`: {reason}"))
+                    });
+                    let failed: Vec<String> = failed.collect();
+                    if !failed.is_empty() {
+                        let nonce = std::mem::take(&mut front.nonce);
+                        update.requests.push(wire::nack(kind, nonce, failed.join("; ")));
+                        queue.pop_front();
+                        continue;
+                    }
+                }
+                let overdue = now >= front.until || queue.len() > MAX_WITHHELD;
+                let Some(front) = queue.front_mut() else { break };
+                front.names.retain(|name| self.is_pending(kind, name));
+                // A listener is never acknowledged before an attempt to bind it.
+                if !front.names.is_empty() && !(overdue && kind != ResourceType::Listener) {
+                    break;
+                }
+                if !front.names.is_empty() {
+                    self.warming_timeouts += 1;
+                }
+                let nonce = std::mem::take(&mut front.nonce);
+                update.requests.push(wire::ack(kind, nonce));
+                queue.pop_front();
+            }
+            self.withheld[kind.index()] = queue;
+        }
+    }
+
+    /// Whether a resource that was accepted is not applied yet.
+    fn is_pending(&self, kind: ResourceType, name: &str) -> bool {
+        match kind {
+            ResourceType::Cluster => {
+                self.clusters.get(name).is_some_and(|cluster| !cluster.retired) && !self.is_warm(name)
+            }
+            ResourceType::LoadAssignment => false,
+            ResourceType::RouteConfiguration => self.routes.get(name).is_some_and(|r| r.staged.is_some()),
+            ResourceType::Listener => {
+                self.listeners.get(name).is_some_and(|l| l.staged.is_some() || l.bound.is_none())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+//! The last good configuration on disk: what a proxy starts from when no server answers.
+//!
+//! Format: a line with a magic word and a version, a line with the checksum of the rest, then one
+//! length-delimited `DeltaDiscoveryResponse` a type. Written to a temporary file, synced, renamed.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use config::xds::{ResourceType, content_version};
+use envoy_types::pb::{
+    envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource},
+    google::protobuf::Any,
+};
+use prost::Message;
+use tokio::sync::watch;
+
+use super::cache::HeldMap;
+use crate::metrics::XdsStats;
+
+const MAGIC: &str = "sluicegate-last-good 1";
+/// At most one write in this time.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Largest file that is read, in bytes.
+const MAX_SIZE: u64 = 1 << 30;
+
+/// Why a file was not used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// There is none, or it cannot be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Another program's, another version's, or damaged.
+    #[error("not a last-good file of this version, or damaged: {0}")]
+    Foreign(&'static str),
+}
+
+/// Hands states to the task that writes them.
+pub(crate) struct Saver(watch::Sender<Option<[HeldMap; 4]>>);
+
+impl Saver {
+    /// A saver to `path`, and the task that does the writing; it ends after the saver is dropped and
+    /// the last state is written.
+    pub(crate) fn new(path: PathBuf, stats: Arc<XdsStats>) -> (Self, impl Future<Output = ()> + Send) {
+        let (sender, mut receiver) = watch::channel(None);
+        let write = async move {
+            while receiver.changed().await.is_ok() {
+                let state: Option<[HeldMap; 4]> = receiver.borrow_and_update().clone();
+                let Some(state) = state else { continue };
+                let path = path.clone();
+                let written = tokio::task::spawn_blocking(move || save(&path, &state)).await;
+                match written {
+                    Ok(Ok(())) => _ = stats.last_good_writes.fetch_add(1, Ordering::Relaxed),
+                    Ok(Err(error)) => {
+                        stats.last_good_errors.fetch_add(1, Ordering::Relaxed);
+                        tracing::warn!("the last good configuration could not be saved: {error}");
+                    }
+                    Err(error) => tracing::error!("saving the last good configuration failed: {error}"),
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        (Self(sender), write)
+    }
+
+    /// Saves `state` soon; a later one replaces it.
+    pub(crate) fn save(&self, state: [HeldMap; 4]) {
+        self.0.send_replace(Some(state));
+    }
+}
+
+/// Writes `state` to `path` so that a reader sees the old file or the new one.
+fn save(path: &Path, state: &[HeldMap; 4]) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(directory)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    let written = write_new(&temporary, &encode(state)).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // Best effort: the error that matters is the one returned.
+        let _ = fs::remove_file(&temporary);
+    }
+    written?;
+    // The rename itself is durable only once the directory is.
+    File::open(directory)?.sync_all()
+}
+
+fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+fn encode(state: &[HeldMap; 4]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (kind, held) in ResourceType::ALL.into_iter().zip(state) {
+        let resources = held.iter().map(|(name, held)| Resource {
+            name: name.to_string(),
+            version: held.version.to_string(),
+            resource: Some(Any { type_url: kind.type_url().to_owned(), value: held.value.to_vec() }),
+            ..Default::default()
+        });
+        let response = DeltaDiscoveryResponse {
+            type_url: kind.type_url().to_owned(),
+            resources: resources.collect(),
+            ..Default::default()
+        };
+        body.extend(response.encode_length_delimited_to_vec());
+    }
+    let mut content = format!("{MAGIC}\n{}\n", content_version(&body)).into_bytes();
+    content.extend(body);
+    content
+}
+
+/// Reads what [`Saver`] wrote.
+///
+/// # Errors
+/// When there is no file, or it is not one of ours; never a panic, whatever it contains.
+pub(crate) fn load(path: &Path) -> Result<Vec<(ResourceType, Resource)>, LoadError> {
+    if fs::metadata(path)?.len() > MAX_SIZE {
+        return Err(LoadError::Foreign("it is too large"));
+    }
+    decode(&fs::read(path)?).map_err(LoadError::Foreign)
+}
+
+fn decode(content: &[u8]) -> Result<Vec<(ResourceType, Resource)>, &'static str> {
+    let rest = content.strip_prefix(MAGIC.as_bytes()).ok_or("it begins otherwise")?;
+    let rest = rest.strip_prefix(b"\n").ok_or("it begins otherwise")?;
+    let (checksum, mut body) = rest.split_at_checked(17).ok_or("it is cut short")?;
+    if checksum[16] != b'\n' || checksum[..16] != *content_version(body).as_bytes() {
+        return Err("the checksum does not match");
+    }
+    let mut resources = Vec::new();
+    while !body.is_empty() {
+        let response = DeltaDiscoveryResponse::decode_length_delimited(&mut body)
+            .map_err(|_| "it does not contain valid messages")?;
+        if let Some(kind) = ResourceType::from_type_url(&response.type_url) {
+            resources.extend(response.resources.into_iter().map(|resource| (kind, resource)));
+        }
+    }
+    Ok(resources)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::xds::cache::Held;
+
+    fn state() -> [HeldMap; 4] {
+        let mut state: [HeldMap; 4] = Default::default();
+        for (i, held) in state.iter_mut().enumerate() {
+            let value = Bytes::from(vec![i as u8; 100]);
+            held.insert(format!("r{i}").into(), Held { version: format!("{i:016x}").into(), value });
+        }
+        state
+    }
+
+    #[test]
+    fn it_reads_back_what_it_writes() {
+        let read = decode(&encode(&state())).unwrap();
+        let names: Vec<_> = read.iter().map(|(kind, r)| (*kind, r.name.as_str(), r.version.len())).collect();
+        assert_eq!(
+            names,
+            [
+                (ResourceType::Cluster, "r0", 16),
+                (ResourceType::LoadAssignment, "r1", 16),
+                (ResourceType::Listener, "r2", 16),
+                (ResourceType::RouteConfiguration, "r3", 16),
+            ]
+        );
+    }
+
+    #[test]
+    fn no_damage_is_taken_for_a_configuration() {
+        let good = encode(&state());
+        let seed = 9;
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for _ in 0..5_000 {
+            let mut bad = good.clone();
+            let at = rng.usize(0..bad.len());
+            bad[at] ^= 1 << rng.u8(0..8);
+            assert!(decode(&bad).is_err(), "seed {seed}: bit flip at {at}");
+            assert!(decode(&good[..at]).is_err(), "seed {seed}: cut at {at}");
+        }
+        assert!(decode(b"").is_err());
+    }
+}

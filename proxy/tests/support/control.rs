@@ -1,0 +1,310 @@
+//! An ADS server (incremental variant) that serves what the test sets.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+};
+
+use config::xds::{ResourceType, content_version};
+use envoy_types::pb::{
+    envoy::service::discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+        aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
+    },
+    google::protobuf::Any,
+};
+use prost::Message;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_stream::{Stream, wrappers::TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::eventually;
+
+type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The server's state, and what clients said.
+#[derive(Default)]
+struct State {
+    resources: BTreeMap<(ResourceType, String), Vec<u8>>,
+    requests: Vec<DeltaDiscoveryRequest>,
+    /// Resources sent, with the nonce they went by.
+    sent: Vec<(ResourceType, String, String)>,
+    streams: usize,
+    nonce: u64,
+    silent: bool,
+}
+
+/// A server that runs until it is dropped.
+pub struct Control {
+    pub address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    changed: watch::Sender<u64>,
+    server: JoinHandle<()>,
+    /// Dropping it ends all streams.
+    alive: Option<watch::Sender<()>>,
+}
+
+impl Control {
+    pub async fn start() -> Self {
+        Self::start_on(([127, 0, 0, 1], 0).into()).await
+    }
+
+    pub async fn start_on(address: SocketAddr) -> Self {
+        let listener =
+            eventually("the control plane's address", async || TcpListener::bind(address).await.ok()).await;
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(Mutex::new(State::default()));
+        let (changed, changes) = watch::channel(0);
+        let (alive, dead) = watch::channel(());
+        let service = Service { state: Arc::clone(&state), changes, dead };
+        let server = tonic::transport::Server::builder()
+            .add_service(AggregatedDiscoveryServiceServer::new(service))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let server = tokio::spawn(async move { _ = server.await });
+        Self { address, state, changed, server, alive: Some(alive) }
+    }
+
+    pub fn servers(&self) -> Vec<String> {
+        vec![self.address.to_string()]
+    }
+
+    /// Accepts streams but never answers.
+    pub fn silence(&self) {
+        self.state.lock().unwrap().silent = true;
+    }
+
+    /// Sets several resources at once.
+    pub fn set(&self, resources: impl IntoIterator<Item = (ResourceType, String, Vec<u8>)>) {
+        let mut state = self.state.lock().unwrap();
+        for (kind, name, value) in resources {
+            state.resources.insert((kind, name), value);
+        }
+        drop(state);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    pub fn remove<'a>(&self, names: impl IntoIterator<Item = (ResourceType, &'a str)>) {
+        let mut state = self.state.lock().unwrap();
+        for (kind, name) in names {
+            state.resources.remove(&(kind, name.to_owned()));
+        }
+        drop(state);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Waits until everything sent so far has been acknowledged.
+    pub async fn acknowledged(&self) {
+        eventually("everything acknowledged", async || {
+            let state = self.state.lock().unwrap();
+            let acks: HashSet<&str> = state.requests.iter().map(|r| r.response_nonce.as_str()).collect();
+            state.sent.iter().all(|(.., nonce)| acks.contains(nonce.as_str())).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits for a NACK and returns its reason.
+    pub async fn nack(&self, kind: ResourceType) -> String {
+        eventually("a NACK", async || {
+            let state = self.state.lock().unwrap();
+            let nacks = state.requests.iter().filter(|r| r.type_url == kind.type_url());
+            nacks.filter_map(|r| r.error_detail.as_ref()).next_back().map(|e| e.message.clone())
+        })
+        .await
+    }
+
+    pub fn requests(&self) -> Vec<DeltaDiscoveryRequest> {
+        self.state.lock().unwrap().requests.clone()
+    }
+
+    /// How many resources were sent.
+    pub fn sent(&self) -> usize {
+        self.state.lock().unwrap().sent.len()
+    }
+
+    pub fn streams(&self) -> usize {
+        self.state.lock().unwrap().streams
+    }
+
+    /// Ends all streams and stops listening.
+    pub async fn kill(mut self) -> SocketAddr {
+        self.alive.take();
+        self.server.abort();
+        _ = (&mut self.server).await;
+        self.address
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+struct Service {
+    state: Arc<Mutex<State>>,
+    changes: watch::Receiver<u64>,
+    dead: watch::Receiver<()>,
+}
+
+/// What one stream asked for of one type, and what it has.
+#[derive(Default)]
+struct Subscription {
+    asked: bool,
+    names: HashSet<String>,
+    has: HashMap<String, String>,
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Service {
+    type StreamAggregatedResourcesStream = Out<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Out<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("the proxy uses the incremental variant"))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let mut inbound = request.into_inner();
+        let (out, responses) = tokio::sync::mpsc::channel(64);
+        let (state, mut changes, mut dead) =
+            (Arc::clone(&self.state), self.changes.clone(), self.dead.clone());
+        state.lock().unwrap().streams += 1;
+        tokio::spawn(async move {
+            let mut subscriptions: HashMap<ResourceType, Subscription> = HashMap::new();
+            loop {
+                let responses = difference(&mut state.lock().unwrap(), &mut subscriptions);
+                for response in responses {
+                    _ = out.send(Ok(response)).await;
+                }
+                tokio::select! {
+                    message = inbound.message() => match message {
+                        Ok(Some(request)) => note(&mut state.lock().unwrap(), &mut subscriptions, request),
+                        _ => return,
+                    },
+                    _ = changes.changed() => {}
+                    _ = dead.changed() => return,
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(responses))))
+    }
+}
+
+fn note(
+    state: &mut State,
+    subscriptions: &mut HashMap<ResourceType, Subscription>,
+    request: DeltaDiscoveryRequest,
+) {
+    let kind = ResourceType::from_type_url(&request.type_url).expect("a known type");
+    let subscription = subscriptions.entry(kind).or_default();
+    subscription.asked = true;
+    subscription.names.extend(request.resource_names_subscribe.iter().cloned());
+    for name in &request.resource_names_unsubscribe {
+        subscription.names.remove(name);
+        subscription.has.remove(name);
+    }
+    subscription.has.extend(request.initial_resource_versions.clone());
+    state.requests.push(request);
+}
+
+/// What the stream lacks, one response a type, in make-before-break order.
+fn difference(
+    state: &mut State,
+    subscriptions: &mut HashMap<ResourceType, Subscription>,
+) -> Vec<DeltaDiscoveryResponse> {
+    let mut responses = Vec::new();
+    if state.silent {
+        return responses;
+    }
+    for kind in ResourceType::ALL {
+        let Some(subscription) = subscriptions.get_mut(&kind).filter(|s| s.asked) else { continue };
+        let wants = |name: &String| kind.legacy_wildcard() || subscription.names.contains(name);
+        let now: BTreeMap<&String, (String, &Vec<u8>)> = state
+            .resources
+            .iter()
+            .filter(|((k, name), _)| *k == kind && wants(name))
+            .map(|((_, name), value)| (name, (content_version(value), value)))
+            .collect();
+        let changed: Vec<Resource> = now
+            .iter()
+            .filter(|(name, (version, _))| subscription.has.get(**name) != Some(version))
+            .map(|(name, (version, value))| Resource {
+                name: (*name).clone(),
+                version: version.clone(),
+                resource: Some(Any { type_url: kind.type_url().to_owned(), value: (*value).clone() }),
+                ..Default::default()
+            })
+            .collect();
+        let removed: Vec<String> =
+            subscription.has.keys().filter(|name| !now.contains_key(name)).cloned().collect();
+        if changed.is_empty() && removed.is_empty() {
+            continue;
+        }
+        state.nonce += 1;
+        let nonce = state.nonce.to_string();
+        subscription.has =
+            now.iter().map(|(name, (version, _))| ((*name).clone(), version.clone())).collect();
+        state.sent.extend(changed.iter().map(|r| (kind, r.name.clone(), nonce.clone())));
+        responses.push(DeltaDiscoveryResponse {
+            type_url: kind.type_url().to_owned(),
+            resources: changed,
+            removed_resources: removed,
+            nonce,
+            ..Default::default()
+        });
+    }
+    responses
+}
+
+// ---- resources ----
+
+pub fn cluster(name: &str, protocol: config::Protocol) -> (ResourceType, String, Vec<u8>) {
+    let value = config::xds::cluster::encode(&name.parse().unwrap(), protocol).encode_to_vec();
+    (ResourceType::Cluster, name.to_owned(), value)
+}
+
+pub fn endpoints(name: &str, addresses: &[SocketAddr]) -> (ResourceType, String, Vec<u8>) {
+    let endpoints: Vec<config::Endpoint> = addresses
+        .iter()
+        .map(|address| config::Endpoint {
+            id: format!("e{}", address.port()).parse().unwrap(),
+            address: *address,
+            weight: 1,
+            zone: None,
+            health: config::Health::Ready,
+            lease: config::Lease::Permanent,
+        })
+        .collect();
+    let value = config::xds::assignment::encode(&name.parse().unwrap(), &endpoints).encode_to_vec();
+    (ResourceType::LoadAssignment, name.to_owned(), value)
+}
+
+pub fn listener(name: &str, listen: SocketAddr) -> (ResourceType, String, Vec<u8>) {
+    let gateway = config::Gateway { name: name.parse().unwrap(), listen };
+    (ResourceType::Listener, name.to_owned(), config::xds::listener::encode(&gateway).encode_to_vec())
+}
+
+/// Routes of gateway `name`: everything of every host goes to `service`, split by `weights`.
+pub fn routes(name: &str, service: &str, weights: &[(&str, u32)]) -> (ResourceType, String, Vec<u8>) {
+    let split = config::Split::new(weights.iter().map(|(v, w)| (v.parse().unwrap(), *w)).collect()).unwrap();
+    let route = config::Route {
+        name: "all".parse().unwrap(),
+        gateway: name.parse().unwrap(),
+        hosts: vec!["*".parse().unwrap()],
+        rules: vec![config::Rule {
+            matches: config::RouteMatch { path: config::PathMatch::Prefix("/".into()), headers: vec![] },
+            service: service.parse().unwrap(),
+        }],
+    };
+    let value =
+        config::xds::route::encode(&name.parse().unwrap(), [&route], |_| Some(&split)).encode_to_vec();
+    (ResourceType::RouteConfiguration, name.to_owned(), value)
+}

@@ -1,0 +1,161 @@
+//! Real parts for the tests: an ADS server whose state the test sets by hand, backends that speak
+//! HTTP, a proxy, and a client. Everything on port 0.
+
+#![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+pub mod backend;
+pub mod control;
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use config::bootstrap::ProxySettings;
+use http_body_util::{BodyExt, Empty};
+use hyper::{Request, Response, body::Incoming};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle};
+
+/// Longest wait for anything that should happen.
+pub const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Waits until `probe` gives a value.
+pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = probe().await {
+            return value;
+        }
+        assert!(Instant::now() < until, "not in {DEADLINE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A proxy that runs.
+pub struct Running {
+    pub admin: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<Result<(), proxy::StartError>>,
+}
+
+impl Running {
+    /// A proxy that follows `servers`, with settings changed by `change`.
+    pub async fn start(servers: Vec<String>, change: impl FnOnce(&mut ProxySettings)) -> Self {
+        let mut settings = ProxySettings::new("test", servers);
+        settings.admin_addr = ([127, 0, 0, 1], 0).into();
+        settings.threads = 2;
+        change(&mut settings);
+        let proxy = proxy::Proxy::bind(settings).await.unwrap();
+        let admin = proxy.admin_addr();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(proxy.serve(async move { _ = stopped.await }));
+        Self { admin, stop: Some(stop), task }
+    }
+
+    /// Tells it to stop, without waiting.
+    pub fn stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    /// Waits until it has stopped.
+    pub async fn stopped(mut self) {
+        self.stop();
+        tokio::time::timeout(DEADLINE, self.task).await.expect("stops in time").unwrap().unwrap();
+    }
+
+    /// JSON from the admin interface.
+    pub async fn json(&self, path: &str) -> Value {
+        serde_json::from_slice(&get(self.admin, "admin", path).await.unwrap().body).unwrap()
+    }
+
+    /// The value of one line of `/metrics` that starts with `name`; 0 when it is not there.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = get(self.admin, "admin", "/metrics").await.unwrap().text();
+        let line = text.lines().find(|line| line.starts_with(&format!("sluicegate_proxy_{name}")));
+        line.and_then(|l| l.rsplit(' ').next()).map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// The bound address of a listener, once it is bound.
+    pub async fn listener(&self, name: &str) -> SocketAddr {
+        eventually(&format!("listener {name}"), async || self.listener_now(name).await).await
+    }
+
+    /// The bound address of a listener, if it is.
+    pub async fn listener_now(&self, name: &str) -> Option<SocketAddr> {
+        let listeners = self.json("/listeners").await;
+        let listener = listeners.as_array().unwrap().iter().find(|l| l["name"] == name)?;
+        Some(listener["address"].as_str().unwrap().parse().unwrap())
+    }
+
+    /// Requests in flight on `cluster`, as `/clusters` tells.
+    pub async fn in_flight(&self, cluster: &str) -> u64 {
+        let clusters = self.json("/clusters").await;
+        let found = clusters.as_array().unwrap().iter().find(|c| c["name"] == cluster);
+        found.map_or(0, |c| c["in_flight"].as_u64().unwrap())
+    }
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: hyper::HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub fn text(&self) -> String {
+        String::from_utf8(self.body.to_vec()).unwrap()
+    }
+
+    pub async fn read(response: Response<Incoming>) -> Result<Self, hyper::Error> {
+        let (head, body) = response.into_parts();
+        Ok(Self {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: body.collect().await?.to_bytes(),
+        })
+    }
+}
+
+/// A GET on a connection of its own.
+pub async fn get(
+    to: SocketAddr,
+    host: &str,
+    path: &str,
+) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    Connection::open(to).await?.get(host, path).await
+}
+
+/// A client connection that is kept alive.
+pub struct Connection {
+    sender: hyper::client::conn::http1::SendRequest<Empty<Bytes>>,
+}
+
+impl Connection {
+    pub async fn open(to: SocketAddr) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let stream = TcpStream::connect(to).await?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self { sender })
+    }
+
+    pub async fn get(
+        &mut self,
+        host: &str,
+        path: &str,
+    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        self.sender.ready().await?;
+        let request = Request::get(path).header("host", host).body(Empty::new())?;
+        Ok(Answer::read(self.sender.send_request(request).await?).await?)
+    }
+
+    /// Whether the proxy has closed it.
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
