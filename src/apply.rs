@@ -38,6 +38,6 @@ impl Apply {
         if self.dry_run {
             call = call.query("dry_run", true);
         }
-        output::show_write(&call.send().await?, self.api.output)
+        output::show_write(&call.send().await?.json()?, self.api.output)
     }
 }

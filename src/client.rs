@@ -78,13 +78,18 @@ impl Error {
     }
 }
 
-/// A refusal and, one a line, the faults it lists.
+/// A refusal for people: each fault with its place, or else the sentence that sums it up.
 pub(crate) struct Refusal<'a>(pub(crate) &'a ErrorBody);
 
 impl fmt::Display for Refusal<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.message)?;
-        self.0.details.iter().try_for_each(|detail| write!(f, "\n  {detail}"))
+        match self.0.details.split_first() {
+            None => f.write_str(&self.0.message),
+            Some((first, more)) => {
+                write!(f, "{first}")?;
+                more.iter().try_for_each(|detail| write!(f, "\n  {detail}"))
+            }
+        }
     }
 }
 

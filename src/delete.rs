@@ -47,7 +47,7 @@ impl Delete {
         let path = path(self.kind, &self.name).map_err(Invalid)?;
         let client = self.api.client()?;
         let answer = client.call(Method::DELETE, path).wait(self.wait.limit()).send().await?;
-        output::show_write(&answer, self.api.output)
+        output::show_write(&answer.json()?, self.api.output)
     }
 }
 

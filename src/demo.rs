@@ -12,6 +12,7 @@ mod traffic;
 
 use std::time::{Duration, Instant};
 
+use anyhow::anyhow;
 use clap::Args;
 
 use crate::{exit, process::Signals};
@@ -39,18 +40,18 @@ impl Demo {
         let played = tokio::select! {
             played = tokio::time::timeout(LIMIT, script.play(&mut stage)) => match played {
                 Ok(played) => played,
-                Err(_) => Err(anyhow::anyhow!("it was not over after {} s", LIMIT.as_secs())),
+                Err(_) => Err(anyhow!("it was not over after {} s", LIMIT.as_secs())),
             },
-            () = signals.next() => Err(anyhow::anyhow!("interrupted")),
+            () = signals.next() => Err(Interrupted.into()),
         };
-        let log = if played.is_err() { stage.server_log() } else { String::new() };
+        let log = stage.server_log();
         // Also stoppable: children end with the demo's end of their standard input, whatever happens.
         tokio::select! {
             () = stage.close() => {}
             () = signals.next() => {}
         }
         if let Err(error) = played {
-            if !log.is_empty() {
+            if !error.is::<Interrupted>() && !exit::is_broken_pipe(&error) {
                 eprintln!("the last words of the server:\n{log}");
             }
             return Err(error);
@@ -58,3 +59,8 @@ impl Demo {
         Ok(if script.verdict(began.elapsed())? { exit::OK } else { exit::FAILED })
     }
 }
+
+/// Someone did not want to see the end.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+struct Interrupted;

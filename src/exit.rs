@@ -47,6 +47,12 @@ pub(crate) fn report(error: &anyhow::Error) -> u8 {
     code(error)
 }
 
+/// Whether nobody reads what is printed.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let is = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(is))
+}
+
 /// The exit code of an error: that of the first cause that has one.
 fn code(error: &anyhow::Error) -> u8 {
     let of_cause = |cause: &(dyn std::error::Error + 'static)| {

@@ -3,7 +3,6 @@
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use config::{Health, ServiceName};
-use hyper::Method;
 use serde_json::Value;
 use xds_server::api::types::{Gateways, Routes, ServiceView, Services};
 
@@ -46,27 +45,19 @@ enum Kind {
 impl Get {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let client = self.api.client()?;
+        let output = self.api.output;
         match (self.kind, self.names.as_slice()) {
-            (Kind::Services, []) => {
-                let answer = client.call(Method::GET, "/v1/services").send().await?;
-                output::show(&answer, self.api.output, services)
-            }
-            (Kind::Services, names) => show_services(&client, names, self.api.output).await,
+            (Kind::Services, []) => output::show(&client.get("/v1/services").await?, output, services),
+            (Kind::Services, names) => show_services(&client, names, output).await,
             (Kind::Gateways, names) => {
                 let mut all: Gateways = client.get("/v1/gateways").await?;
                 all.gateways = named(all.gateways, names)?;
-                match self.api.output {
-                    Output::Json => output::print_json(&all),
-                    Output::Table => Ok(output::print(gateways(&all))?),
-                }
+                output::show(&all, output, gateways)
             }
             (Kind::Routes, names) => {
                 let mut all: Routes = client.get("/v1/routes").await?;
                 all.routes = named(all.routes, names)?;
-                match self.api.output {
-                    Output::Json => output::print_json(&all),
-                    Output::Table => Ok(output::print(routes(&all))?),
-                }
+                output::show(&all, output, routes)
             }
         }
     }
@@ -74,24 +65,14 @@ impl Get {
 
 /// One service is shown as the API's object, several as a list of them.
 async fn show_services(client: &Client, names: &[String], output: Output) -> anyhow::Result<()> {
-    let mut found = Vec::with_capacity(names.len());
+    let mut found: Vec<ServiceView> = Vec::with_capacity(names.len());
     for name in names {
         let name: ServiceName = name.parse().map_err(|e| Invalid(format!("{e}")))?;
-        found.push(client.call(Method::GET, format!("/v1/services/{name}")).send().await?);
+        found.push(client.get(format!("/v1/services/{name}")).await?);
     }
-    match (output, found.as_slice()) {
-        (Output::Json, [one]) => output::print_json(&one.json::<Value>()?),
-        (Output::Json, many) => {
-            let values: Result<Vec<Value>, _> = many.iter().map(crate::client::Answer::json).collect();
-            output::print_json(&values?)
-        }
-        (Output::Table, many) => {
-            for (i, answer) in many.iter().enumerate() {
-                let gap = if i == 0 { "" } else { "\n" };
-                output::print(format_args!("{gap}{}", service(&answer.json()?)))?;
-            }
-            Ok(())
-        }
+    match found.as_slice() {
+        [one] => output::show(one, output, service),
+        _ => output::show(&found, output, |all| all.iter().map(service).collect::<Vec<_>>().join("\n")),
     }
 }
 

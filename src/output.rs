@@ -3,11 +3,10 @@
 use std::io::{self, BufWriter, Write, stdout};
 
 use anyhow::bail;
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde::Serialize;
 use xds_server::api::types::{Action, Applied, WriteAnswer};
 
-use crate::{client::Answer, flags::Output, table::Table};
+use crate::{flags::Output, table::Table};
 
 /// Prints text. Unlike `println!`, a closed pipe is an error that the caller can pass on.
 pub(crate) fn print(text: impl std::fmt::Display) -> io::Result<()> {
@@ -22,22 +21,22 @@ pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints an answer: as it is for JSON, as `table` shows it for people.
-pub(crate) fn show<T: DeserializeOwned>(
-    answer: &Answer,
+/// Prints what the API said: in its own JSON, or as `table` shows it to people.
+pub(crate) fn show<T: Serialize>(
+    said: &T,
     output: Output,
     table: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<()> {
     match output {
-        Output::Json => print_json(&answer.json::<Value>()?),
-        Output::Table => Ok(print(table(&answer.json()?))?),
+        Output::Json => print_json(said),
+        Output::Table => Ok(print(table(said))?),
     }
 }
 
 /// Prints the answer to a write; a wait that was in vain is an error.
-pub(crate) fn show_write(answer: &Answer, output: Output) -> anyhow::Result<()> {
+pub(crate) fn show_write(answer: &WriteAnswer, output: Output) -> anyhow::Result<()> {
     show(answer, output, changes)?;
-    applied_by_all(&answer.json()?)
+    applied_by_all(answer)
 }
 
 fn changes(answer: &WriteAnswer) -> String {

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use hyper::Method;
 use xds_server::api::types::Proxies as Answer;
 
 use crate::{
@@ -23,7 +22,7 @@ pub(crate) struct Proxies {
 
 impl Proxies {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let answer = self.api.client()?.call(Method::GET, "/v1/proxies").send().await?;
+        let answer = self.api.client()?.get("/v1/proxies").await?;
         output::show(&answer, self.api.output, proxies)
     }
 }

@@ -207,7 +207,7 @@ fn start_server(settings: ServerSettings, files: Vec<File>) -> Side<ServerAt> {
             .with_context(|| format!("cannot start the server (API at {api}, xDS at {xds})"))?;
         if !files.is_empty() {
             let files = files.into_iter().map(|file| (file.name, file.text)).collect();
-            let answer = server.apply(files, "serve -f").await.map_err(refused)?;
+            let answer = server.apply(files, "serve -f").await.map_err(|e| refused(&e))?;
             tracing::info!("{}", applied(&answer));
         }
         started.tell(ServerAt { api: server.api_addr(), xds: server.xds_addr() });
@@ -227,8 +227,8 @@ fn start_proxy(settings: ProxySettings) -> Side<std::net::SocketAddr> {
     })
 }
 
-fn refused(error: ErrorBody) -> anyhow::Error {
-    Invalid(Refusal(&error).to_string()).into()
+fn refused(error: &ErrorBody) -> anyhow::Error {
+    Invalid(Refusal(error).to_string()).into()
 }
 
 fn applied(answer: &WriteAnswer) -> String {

@@ -9,9 +9,9 @@ use hyper::{Method, StatusCode};
 use xds_server::api::types::{ServiceView, SplitBody, WriteAnswer};
 
 use crate::{
-    client::{Answer, Client},
+    client::Client,
     exit::{self, Invalid},
-    flags::{self, Output},
+    flags,
     output::{self, percent},
     table::Table,
 };
@@ -44,15 +44,12 @@ impl Shift {
         let client = self.api.client()?;
         let aim = Aim::new(&self.shares).map_err(Invalid)?;
         let (before, split, answer) = self.write(&client, &aim).await?;
-        match self.api.output {
-            Output::Json => output::print_json(&answer.json::<serde_json::Value>()?)?,
-            Output::Table => output::print(before_and_after(&before, &split, &answer.json()?))?,
-        }
-        output::applied_by_all(&answer.json()?)
+        output::show(&answer, self.api.output, |answer| before_and_after(&before, &split, answer))?;
+        output::applied_by_all(&answer)
     }
 
     /// Reads the split and writes it back shifted, until nobody else has written in between.
-    async fn write(&self, client: &Client, aim: &Aim) -> anyhow::Result<(ServiceView, Split, Answer)> {
+    async fn write(&self, client: &Client, aim: &Aim) -> anyhow::Result<(ServiceView, Split, WriteAnswer)> {
         let path = format!("/v1/services/{}", self.service);
         for _ in 0..ATTEMPTS {
             let read = client.call(Method::GET, &path).send().await?;
@@ -64,7 +61,7 @@ impl Shift {
                 .json(&SplitBody { weights: split.weights().clone() })
                 .wait(self.wait.limit());
             match call.send().await {
-                Ok(answer) => return Ok((before, split, answer)),
+                Ok(answer) => return Ok((before, split, answer.json()?)),
                 Err(error) if error.is_status(StatusCode::PRECONDITION_FAILED) => {}
                 Err(error) => return Err(error.into()),
             }
