@@ -251,9 +251,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_wait_names_who_has_not_applied_it_and_why() {
         let fleet = Arc::new(Fleet::default());
-        let (a, _b) = (join(&fleet, "a"), join(&fleet, "b"));
+        let (a, b) = (join(&fleet, "a"), join(&fleet, "b"));
         a.applied(7);
-        _b.refused(ResourceType::Cluster, "no such thing".into());
+        b.refused(ResourceType::Cluster, "no such thing".into());
         let applied = fleet.applied(7, Duration::from_secs(2)).await;
         assert!(!applied.complete);
         assert_eq!(applied.missing.len(), 1);

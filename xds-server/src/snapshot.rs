@@ -195,7 +195,7 @@ mod tests {
         let any = Any { type_url: ResourceType::Cluster.type_url().into(), value: b"content".to_vec() };
 
         let sotw = DiscoveryResponse::decode(resource.state_of_the_world().clone()).unwrap();
-        assert_eq!(sotw.resources, [any.clone()]);
+        assert_eq!(sotw.resources, std::slice::from_ref(&any));
 
         let delta = DeltaDiscoveryResponse::decode(resource.incremental().clone()).unwrap();
         assert_eq!(delta.resources[0].resource, Some(any));

@@ -180,7 +180,7 @@ impl Stream {
     fn on_request(&mut self, mut request: AnyRequest) -> Result<(), Status> {
         if self.client.is_none() {
             // "Only the first request on a stream is guaranteed to carry the node identifier."
-            self.client = Some(self.join(request.node().unwrap_or_default()));
+            self.client = Some(self.join(&request.node().unwrap_or_default()));
         }
         if request.type_url().is_empty() {
             self.ads.metrics.streams_refused.inc();
@@ -233,7 +233,7 @@ impl Stream {
         }
     }
 
-    fn join(&self, node: Node) -> Client {
+    fn join(&self, node: &Node) -> Client {
         let identity = identity(node, self.variant, self.peer);
         let node = identity.node.clone();
         let detail = format!("{} ({})", identity.agent, identity.variant);
@@ -244,12 +244,13 @@ impl Stream {
 }
 
 /// Who a client says it is, in bounded length.
-fn identity(node: Node, variant: Variant, peer: Option<SocketAddr>) -> Identity {
+fn identity(node: &Node, variant: Variant, peer: Option<SocketAddr>) -> Identity {
     let short = |text: &str| text.chars().take(128).collect::<String>();
     let version = match &node.user_agent_version_type {
         Some(UserAgentVersionType::UserAgentVersion(version)) => version.clone(),
         Some(UserAgentVersionType::UserAgentBuildVersion(build)) => build
             .version
+            .as_ref()
             .map(|v| format!("{}.{}.{}", v.major_number, v.minor_number, v.patch))
             .unwrap_or_default(),
         None => String::new(),

@@ -35,7 +35,7 @@ pub(super) async fn services(State(api): State<Api>) -> Json<Services> {
     Json(Services { revision: state.snapshot.revision(), services })
 }
 
-/// One service; its ETag is what `If-Match` takes.
+/// One service; its `ETag` is what `If-Match` takes.
 #[utoipa::path(
     get, path = "/v1/services/{service}", tag = "services", params(("service" = String, Path)),
     responses((status = 200, body = ServiceView), (status = 404, body = ErrorAnswer)),

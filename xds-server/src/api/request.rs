@@ -23,7 +23,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a write waits for proxies, unless it says otherwise.
 const DEFAULT_WAIT: Duration = Duration::from_secs(2);
 /// The longest it may ask for.
-const MAX_WAIT: Duration = Duration::from_secs(300);
+const MAX_WAIT: Duration = Duration::from_mins(5);
 
 /// The peer of a connection, put into each of its requests.
 #[derive(Clone, Copy, Debug)]

@@ -21,7 +21,7 @@ use crate::{
 /// How many connections may be open, held registrations included; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 16_384;
 /// How long a request's head may take to arrive, which is also how long an idle connection lives.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+const HEADER_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long connections may take to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -160,7 +160,7 @@ pub struct ServiceView {
     pub name: ServiceName,
     /// `http`, `h2c`, `grpc` or `tcp`.
     pub protocol: String,
-    /// The revision that last changed it; its ETag.
+    /// The revision that last changed it; its `ETag`.
     pub revision: u64,
     /// Its versions, by name.
     pub versions: Vec<VersionView>,

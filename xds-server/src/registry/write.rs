@@ -124,7 +124,13 @@ impl Touched {
 }
 
 impl Effect {
-    fn change(&mut self, action: Action, kind: &str, name: impl ToString, detail: impl Into<String>) {
+    fn change(
+        &mut self,
+        action: Action,
+        kind: &str,
+        name: impl std::fmt::Display,
+        detail: impl Into<String>,
+    ) {
         let (kind, name) = (kind.to_owned(), name.to_string());
         self.changes.push(Change { action, kind, name, detail: detail.into() });
     }

@@ -381,9 +381,10 @@ impl Interest {
     /// Everything asked for, as it is or, where its removal has to wait, as it was.
     fn full_state(&self, snapshot: &Snapshot) -> Vec<Arc<Resource>> {
         let current = snapshot.resources(self.resource_type);
-        let mut state: BTreeMap<&Name, &Arc<Resource>> = match self.wildcard {
-            true => current.iter().collect(),
-            false => self.names.iter().filter_map(|name| current.get_key_value(name)).collect(),
+        let mut state: BTreeMap<&Name, &Arc<Resource>> = if self.wildcard {
+            current.iter().collect()
+        } else {
+            self.names.iter().filter_map(|name| current.get_key_value(name)).collect()
         };
         let waiting = self.open.keys().filter_map(|name| match self.held.get(name) {
             Some(Held::Version(_, Some(resource))) => Some((name, resource)),

@@ -173,7 +173,9 @@ impl Session {
                 // A cluster that changed warms anew and waits for its assignment, which has not
                 // changed ("Resource warming"): send it again.
                 let assignments = &mut self.interests[LoadAssignment.index()];
-                replaced.iter().for_each(|name| assignments.owe(name, self.snapshot.revision()));
+                for name in &replaced {
+                    assignments.owe(name, self.snapshot.revision());
+                }
             }
             return Some(response);
         }
