@@ -1,0 +1,150 @@
+//! The binary under test, its server and its proxies.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use serde::Deserialize;
+use tokio::process::Command;
+
+use crate::{api::Api, process::Process, temp::TempDir, until};
+
+/// The `sluicegate` binary of this build's profile, built if it is not current.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let mut cargo = std::process::Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--package", "sluicegate", "--bin", "sluicegate"]).current_dir(root);
+        let current = std::env::current_exe().unwrap();
+        // target/<profile>/deps/<test> or target/<profile>/<program>
+        let mut directory = current.parent().unwrap();
+        if directory.ends_with("deps") {
+            directory = directory.parent().unwrap();
+        }
+        match directory.file_name().and_then(|name| name.to_str()) {
+            Some("debug") | None => {}
+            Some(profile) => drop(cargo.args(["--profile", profile])),
+        }
+        assert!(cargo.status().unwrap().success(), "cannot build the sluicegate binary");
+        directory.join("sluicegate")
+    })
+}
+
+#[derive(Debug, Deserialize)]
+struct Ready {
+    api: Option<SocketAddr>,
+    xds: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+}
+
+async fn start(arguments: &[&str], directory: &Path, name: &str) -> (Process, Ready) {
+    let (ready_file, log) = (directory.join(format!("{name}.ready")), directory.join(format!("{name}.log")));
+    let _ = std::fs::remove_file(&ready_file);
+    let mut command = Command::new(binary());
+    command.args(arguments).arg("--ready-file").arg(&ready_file).current_dir(directory);
+    let mut process = Process::start(command, &log);
+    let ready = process.ready(&ready_file, &log).await;
+    (process, ready)
+}
+
+/// A `sluicegate xds-server`.
+pub struct Server {
+    pub process: Process,
+    pub api: Api,
+    pub xds: SocketAddr,
+    directory: TempDir,
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        Self::start_in(TempDir::new(), "127.0.0.1:0", "127.0.0.1:0").await
+    }
+
+    async fn start_in(directory: TempDir, api: &str, xds: &str) -> Self {
+        let data = directory.join("data");
+        let arguments =
+            ["xds-server", "--data-dir", data.to_str().unwrap(), "--api-addr", api, "--xds-addr", xds];
+        let (process, ready) = start(&arguments, directory.path(), "server").await;
+        Self { process, api: Api::new(ready.api.unwrap()), xds: ready.xds.unwrap(), directory }
+    }
+
+    /// Starts again with the same data and addresses; the old process has to be gone.
+    pub async fn restart(self) -> Self {
+        let (api, xds) = (self.api.address().to_string(), self.xds.to_string());
+        Self::start_in(self.directory, &api, &xds).await
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("server.log")).unwrap_or_default()
+    }
+}
+
+/// A `sluicegate proxy`.
+pub struct Edge {
+    pub process: Process,
+    pub admin: Api,
+    directory: TempDir,
+    node: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Listener {
+    pub name: String,
+    pub address: SocketAddr,
+}
+
+impl Edge {
+    /// A proxy called `node` that follows the server at `xds`.
+    pub async fn start(node: &str, xds: SocketAddr) -> Self {
+        Self::start_in(TempDir::new(), node, xds).await
+    }
+
+    async fn start_in(directory: TempDir, node: &str, xds: SocketAddr) -> Self {
+        let (xds, data) = (xds.to_string(), directory.join("data"));
+        let data = data.to_str().unwrap();
+        let arguments =
+            ["proxy", "--server", &xds, "--node", node, "--admin-addr", "127.0.0.1:0", "--data-dir", data];
+        let (process, ready) = start(&arguments, directory.path(), "proxy").await;
+        Self { process, admin: Api::new(ready.admin.unwrap()), directory, node: node.to_owned() }
+    }
+
+    /// Starts again with the same data; the old process has to be gone.
+    pub async fn restart(self, xds: SocketAddr) -> Self {
+        let Self { directory, node, .. } = self;
+        Self::start_in(directory, &node, xds).await
+    }
+
+    /// Where a gateway listens, once it does.
+    pub async fn gateway(&self, name: &str) -> SocketAddr {
+        until("the gateway to listen", Duration::from_secs(10), async || {
+            let listeners: Vec<Listener> = self.admin.read("/listeners").await.ok()?;
+            listeners.into_iter().find(|l| l.name == name).map(|l| l.address)
+        })
+        .await
+    }
+
+    /// Its metrics as text.
+    pub async fn metrics(&self) -> String {
+        self.admin.text("/metrics").await.unwrap()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("proxy.log")).unwrap_or_default()
+    }
+}
+
+/// A manifest for service `shop` with `versions` and `weights`, behind gateway `edge` at `listen`.
+pub fn manifest(listen: &str, weights: &[(&str, u32)]) -> String {
+    let versions: String = weights.iter().map(|(v, _)| format!("  {v}: {{}}\n")).collect();
+    let weights: Vec<String> = weights.iter().map(|(v, w)| format!("{v}: {w}")).collect();
+    format!(
+        "kind: Service\nname: shop\nversions:\n{versions}split: {{weights: {{{}}}}}\n\
+         ---\nkind: Gateway\nname: edge\nlisten: {listen}\n\
+         ---\nkind: Route\nname: all\ngateway: edge\nrules: [{{service: shop}}]\n",
+        weights.join(", ")
+    )
+}
