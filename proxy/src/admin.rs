@@ -143,7 +143,7 @@ async fn config_dump(State(shared): State<Arc<Shared>>) -> Json<Value> {
     let table = shared.live.load_full();
     let mut dump = serde_json::Map::new();
     for (kind, held) in ResourceType::ALL.into_iter().zip(&view.held) {
-        let sorted: BTreeMap<&Arc<str>, _> = held.iter().map(|(name, held)| (name, held)).collect();
+        let sorted: BTreeMap<&Arc<str>, _> = held.iter().collect();
         let resources: Vec<Value> = sorted
             .into_iter()
             .map(|(name, held)| {

@@ -49,7 +49,7 @@ pub(crate) struct ConnectionStats {
     pub(crate) accept_errors: AtomicU64,
 }
 
-/// Everything, in the Prometheus text format (OpenMetrics 1.0).
+/// Everything, in the Prometheus text format (`OpenMetrics` 1.0).
 pub(crate) fn encode(shared: &Arc<Shared>) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("sluicegate_proxy");
     registry.register_collector(Box::new(Scrape(Arc::clone(shared))));

@@ -32,7 +32,7 @@ use crate::load::now_micros;
 /// How long the head of a request may take, from its first byte to its last.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection may be open before its first byte.
-pub(super) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Small writes are gathered up to this many bytes.
 const WRITE_BUFFER: usize = 4 * 1024;
 /// The client preface of HTTP/2 (RFC 9113 §3.4).

@@ -41,7 +41,7 @@ const UPSTREAM_PING: Duration = Duration::from_secs(10);
 /// Idle connections to endpoints kept by one gateway, over all endpoints.
 const POOL: usize = 8_192;
 /// How long a client's HTTP/2 connection may be idle; HTTP/1 has pingora's 60 s.
-const DOWNSTREAM_H2_IDLE: Duration = Duration::from_secs(60);
+const DOWNSTREAM_H2_IDLE: Duration = Duration::from_mins(1);
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -172,7 +172,7 @@ fn peer(cluster: &Cluster, endpoint: &EndpointLoad) -> HttpPeer {
         options.set_http_version(1, 1);
     }
     options.tcp_keepalive = Some(TcpKeepalive {
-        idle: Duration::from_secs(60),
+        idle: Duration::from_mins(1),
         interval: Duration::from_secs(5),
         count: 5,
         #[cfg(target_os = "linux")]

@@ -13,6 +13,12 @@
 //!   forgot it: what is in use stays as it was, as in Envoy.
 //! - A resource that cannot be read is kept out (the one before stays), the rest of the response is
 //!   applied, and the response is refused with a reason that names each bad resource.
+//!
+//! Here: taking in. [`warming`]: what may go live. [`subscriptions`]: what is asked for and what is
+//! acknowledged.
+
+mod subscriptions;
+mod warming;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -102,6 +108,8 @@ struct KnownCluster {
     config: Arc<ClusterConfig>,
     /// Removed by CDS, still named by a live route.
     retired: bool,
+    /// In the table already.
+    shown: bool,
 }
 
 #[derive(Debug, Default)]
@@ -231,7 +239,7 @@ impl Cache {
     /// that cannot be read any more are left out; their names are returned.
     pub(crate) fn restore(
         &mut self,
-        saved: Vec<(ResourceType, Resource)>,
+        saved: &[(ResourceType, Resource)],
         now: Instant,
     ) -> (Update, Vec<String>) {
         let mut refused = Vec::new();
@@ -299,8 +307,6 @@ impl Cache {
         without.map(|(name, l)| format!("listener `{name}` has no routes `{}` yet", l.route_config))
     }
 
-    // ---- one resource ----
-
     /// Takes in a resource; the name when it counts, `None` when it was not asked for.
     fn accept(
         &mut self,
@@ -340,17 +346,19 @@ impl Cache {
     fn put_cluster(&mut self, config: ClusterConfig) -> Arc<str> {
         let name: Arc<str> = config.name.as_str().into();
         let assignment: Arc<str> = config.assignment.as_str().into();
-        if let Some(before) = self.clusters.get(&name) {
-            let old: Arc<str> = before.config.assignment.as_str().into();
-            if old != assignment {
-                self.unfollow(&old, &name);
-            }
-        }
+        let before = self.clusters.get(&name);
+        let shown = before.is_some_and(|before| before.shown);
+        let old =
+            before.map(|before| Arc::clone(&before.config)).filter(|old| *old.assignment != *assignment);
         self.followers.entry(Arc::clone(&assignment)).or_default().insert(Arc::clone(&name));
         self.touched_assignments.insert(assignment);
         self.retired.remove(&name);
-        self.clusters.insert(Arc::clone(&name), KnownCluster { config: Arc::new(config), retired: false });
+        self.clusters
+            .insert(Arc::clone(&name), KnownCluster { config: Arc::new(config), retired: false, shown });
         self.touched_clusters.insert(Arc::clone(&name));
+        if let Some(old) = old {
+            self.unfollow(&old.assignment, &name);
+        }
         name
     }
 
@@ -393,247 +401,6 @@ impl Cache {
             ResourceType::Listener => self.listeners_touched |= self.listeners.remove(name).is_some(),
             // In use they stay as they were; out of use they are not kept anyway.
             ResourceType::LoadAssignment | ResourceType::RouteConfiguration => {}
-        }
-    }
-
-    // ---- going live ----
-
-    /// Promotes what is ready, retires what nothing names, and gathers what is to be done.
-    fn settle(&mut self, now: Instant, update: &mut Update) {
-        if self.listeners_touched {
-            self.drop_unwanted_routes(update);
-        }
-        self.promote_routes(now, update);
-        self.promote_listeners(now, update);
-        self.drop_retired_clusters(update);
-        // Clusters before the routes that name them.
-        let routes = std::mem::take(&mut update.upserts);
-        let clusters = std::mem::take(&mut self.touched_clusters);
-        let clusters = clusters.iter().filter_map(|name| {
-            let config = &self.clusters.get(name)?.config;
-            let assignment = self.assignments.get(config.assignment.as_str());
-            Some(Change::Cluster(Arc::clone(config), assignment.cloned()))
-        });
-        update.upserts = clusters.chain(routes).collect();
-        self.resubscribe(update);
-        self.release(now, update);
-    }
-
-    fn promote_routes(&mut self, now: Instant, update: &mut Update) {
-        let staged =
-            self.routes.iter().filter_map(|(name, s)| s.staged.as_ref().map(|staged| (name, staged)));
-        let mut due = Vec::new();
-        for (name, (config, since)) in staged {
-            let warm = self.missing(config).next().is_none();
-            if warm || now >= *since + WARMING_TIMEOUT {
-                due.push((Arc::clone(name), warm));
-            }
-        }
-        for (name, warm) in due {
-            self.warming_timeouts += u64::from(!warm);
-            let Some(state) = self.routes.get_mut(&name) else { continue };
-            let Some((config, _)) = state.staged.take() else { continue };
-            let before = state.live.replace(Arc::clone(&config));
-            for cluster in config.clusters() {
-                *self.routed.entry(cluster.into()).or_default() += 1;
-            }
-            self.unroute(before.as_deref());
-            update.upserts.push(Change::Routes(config));
-            self.routes_touched = true;
-        }
-    }
-
-    fn promote_listeners(&mut self, now: Instant, update: &mut Update) {
-        if !self.listeners_touched
-            && !self.routes_touched
-            && self.listeners.values().all(|l| l.staged.is_none())
-        {
-            return;
-        }
-        let mut changed = self.listeners_touched;
-        for state in self.listeners.values_mut() {
-            let Some((config, since)) = &state.staged else { continue };
-            let warm = self.routes.get(config.route_config.as_str()).is_some_and(|r| r.live.is_some());
-            if warm || now >= *since + WARMING_TIMEOUT {
-                self.warming_timeouts += u64::from(!warm);
-                state.live = state.staged.take().map(|(config, _)| config);
-                state.bound = None;
-                changed = true;
-            }
-        }
-        self.listeners_touched = false;
-        self.routes_touched = false;
-        if changed {
-            // A listener that moved to other routes no longer needs the ones before.
-            self.drop_unwanted_routes(update);
-            update.listeners = Some(self.live_listeners());
-        }
-    }
-
-    /// The listeners as they should be.
-    pub(crate) fn live_listeners(&self) -> Vec<ListenerConfig> {
-        self.listeners.values().filter_map(|l| l.live.clone()).collect()
-    }
-
-    fn drop_unwanted_routes(&mut self, update: &mut Update) {
-        let unwanted: Vec<Arc<str>> =
-            self.routes.keys().filter(|name| !self.wants_routes(name)).cloned().collect();
-        for name in unwanted {
-            self.held[ResourceType::RouteConfiguration.index()].remove(&name);
-            if let Some(live) = self.routes.remove(&name).and_then(|state| state.live) {
-                self.unroute(Some(&live));
-                update.removals.push(Change::RoutesGone(name));
-            }
-        }
-    }
-
-    fn drop_retired_clusters(&mut self, update: &mut Update) {
-        let gone: Vec<Arc<str>> =
-            self.retired.iter().filter(|name| !self.routed.contains_key(*name)).cloned().collect();
-        for name in gone {
-            self.retired.remove(&name);
-            self.touched_clusters.remove(&name);
-            if let Some(cluster) = self.clusters.remove(&name) {
-                self.unfollow(&cluster.config.assignment, &name);
-            }
-            update.removals.push(Change::ClusterGone(name));
-        }
-    }
-
-    fn unroute(&mut self, config: Option<&RouteConfig>) {
-        for cluster in config.map(RouteConfig::clusters).unwrap_or_default() {
-            if let Some(count) = self.routed.get_mut(cluster) {
-                *count -= 1;
-                if *count == 0 {
-                    self.routed.remove(cluster);
-                }
-            }
-        }
-    }
-
-    fn unfollow(&mut self, assignment: &str, cluster: &str) {
-        let Some(followers) = self.followers.get_mut(assignment) else { return };
-        followers.remove(cluster);
-        if followers.is_empty() {
-            self.followers.remove(assignment);
-            self.assignments.remove(assignment);
-            self.held[ResourceType::LoadAssignment.index()].remove(assignment);
-            self.touched_assignments.insert(assignment.into());
-        }
-    }
-
-    /// The clusters of `config` that are not there with their assignment.
-    fn missing<'a>(&'a self, config: &'a RouteConfig) -> impl Iterator<Item = &'a str> {
-        config.clusters().into_iter().filter(|name| !self.is_warm(name))
-    }
-
-    fn is_warm(&self, cluster: &str) -> bool {
-        let cluster = self.clusters.get(cluster);
-        cluster.is_some_and(|c| self.assignments.contains_key(c.config.assignment.as_str()))
-    }
-
-    // ---- subscriptions and acknowledgements ----
-
-    fn wants_routes(&self, name: &str) -> bool {
-        let configs = |l: &ListenerState| {
-            let staged = l.staged.as_ref().is_some_and(|(config, _)| config.route_config == name);
-            staged || l.live.as_ref().is_some_and(|config| config.route_config == name)
-        };
-        self.listeners.values().any(configs)
-    }
-
-    /// The names to be subscribed to; none for types that are followed as a whole.
-    fn wanted(&self, kind: ResourceType) -> BTreeSet<Arc<str>> {
-        match kind {
-            ResourceType::Cluster | ResourceType::Listener => BTreeSet::new(),
-            ResourceType::LoadAssignment => self.followers.keys().cloned().collect(),
-            ResourceType::RouteConfiguration => {
-                let staged =
-                    self.listeners.values().filter_map(|l| l.staged.as_ref().map(|(config, _)| config));
-                let live = self.listeners.values().filter_map(|l| l.live.as_ref());
-                staged.chain(live).map(|config| config.route_config.as_str().into()).collect()
-            }
-        }
-    }
-
-    /// Asks for what became needed, and no longer for what is not.
-    fn resubscribe(&mut self, update: &mut Update) {
-        let touched = std::mem::take(&mut self.touched_assignments);
-        if !self.connected {
-            return;
-        }
-        let known = &mut self.subscribed[ResourceType::LoadAssignment.index()];
-        let (mut more, mut less) = (Vec::new(), Vec::new());
-        for name in touched {
-            if self.followers.contains_key(&name) {
-                if known.insert(Arc::clone(&name)) {
-                    more.push(name.to_string());
-                }
-            } else if known.remove(&name) {
-                less.push(name.to_string());
-            }
-        }
-        if !more.is_empty() || !less.is_empty() {
-            update.requests.push(wire::subscribe(ResourceType::LoadAssignment, more, less));
-        }
-        let kind = ResourceType::RouteConfiguration;
-        let wanted = self.wanted(kind);
-        let known = &mut self.subscribed[kind.index()];
-        if *known != wanted {
-            let more = wanted.difference(known).map(ToString::to_string).collect();
-            let less = known.difference(&wanted).map(ToString::to_string).collect();
-            update.requests.push(wire::subscribe(kind, more, less));
-            *known = wanted;
-        }
-    }
-
-    /// Sends the acknowledgements whose resources are applied, in the order of the responses.
-    fn release(&mut self, now: Instant, update: &mut Update) {
-        for kind in ResourceType::ALL {
-            let mut queue = std::mem::take(&mut self.withheld[kind.index()]);
-            while let Some(front) = queue.front_mut() {
-                if kind == ResourceType::Listener {
-                    let failed = front.names.iter().filter_map(|name| {
-                        let reason = self.listeners.get(name)?.bound.as_ref()?.as_ref().err()?;
-                        Some(format!("{kind} `{name}`: {reason}"))
-                    });
-                    let failed: Vec<String> = failed.collect();
-                    if !failed.is_empty() {
-                        let nonce = std::mem::take(&mut front.nonce);
-                        update.requests.push(wire::nack(kind, nonce, failed.join("; ")));
-                        queue.pop_front();
-                        continue;
-                    }
-                }
-                let overdue = now >= front.until || queue.len() > MAX_WITHHELD;
-                let Some(front) = queue.front_mut() else { break };
-                front.names.retain(|name| self.is_pending(kind, name));
-                // A listener is never acknowledged before an attempt to bind it.
-                if !front.names.is_empty() && !(overdue && kind != ResourceType::Listener) {
-                    break;
-                }
-                if !front.names.is_empty() {
-                    self.warming_timeouts += 1;
-                }
-                let nonce = std::mem::take(&mut front.nonce);
-                update.requests.push(wire::ack(kind, nonce));
-                queue.pop_front();
-            }
-            self.withheld[kind.index()] = queue;
-        }
-    }
-
-    /// Whether a resource that was accepted is not applied yet.
-    fn is_pending(&self, kind: ResourceType, name: &str) -> bool {
-        match kind {
-            ResourceType::Cluster => {
-                self.clusters.get(name).is_some_and(|cluster| !cluster.retired) && !self.is_warm(name)
-            }
-            ResourceType::LoadAssignment => false,
-            ResourceType::RouteConfiguration => self.routes.get(name).is_some_and(|r| r.staged.is_some()),
-            ResourceType::Listener => {
-                self.listeners.get(name).is_some_and(|l| l.staged.is_some() || l.bound.is_none())
-            }
         }
     }
 }

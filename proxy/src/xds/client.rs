@@ -349,7 +349,7 @@ impl Client {
             }
         };
         let count = saved.len();
-        let (update, refused) = self.cache.restore(saved, Instant::now());
+        let (update, refused) = self.cache.restore(&saved, Instant::now());
         for reason in refused {
             tracing::warn!("in the last good configuration: {reason}");
         }

@@ -1,7 +1,7 @@
 //! Following an xDS server.
 //!
 //! - [`cache`]: pure; responses of a server → changes of the table and of the listeners, then ACK or
-//!   NACK. [`warming`] and [`subscriptions`] are parts of it, [`wire`] its messages.
+//!   NACK. [`wire`]: the messages it sends.
 //! - [`last_good`]: the file that stands in when no server answers at start.
 //! - [`client`]: the stream: connect, fail over, back off; carries out what the cache decides.
 

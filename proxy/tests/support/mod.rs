@@ -2,6 +2,7 @@
 //! HTTP, a proxy, and a client. Everything on port 0.
 
 #![allow(dead_code, reason = "each test program uses its own part")]
+#![allow(unreachable_pub, reason = "shared by test programs as a module")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub mod backend;

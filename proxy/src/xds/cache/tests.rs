@@ -1,1 +1,457 @@
+use std::collections::{BTreeMap, HashMap};
+
+use config::{Endpoint, Gateway, Health, Lease, PathMatch, Protocol, Route, RouteMatch, Rule, Split};
+use envoy_types::pb::google::protobuf::Any;
+use prost::Message;
+
 use super::*;
+
+type Encoded = (ResourceType, String, Vec<u8>);
+
+fn cluster(name: &str) -> Encoded {
+    let value = config::xds::cluster::encode(&name.parse().unwrap(), Protocol::Http).encode_to_vec();
+    (ResourceType::Cluster, name.into(), value)
+}
+
+fn endpoints(name: &str, ports: &[u16]) -> Encoded {
+    let endpoint = |port: &u16| Endpoint {
+        id: format!("e{port}").parse().unwrap(),
+        address: ([127, 0, 0, 1], *port).into(),
+        weight: 1,
+        zone: None,
+        health: Health::Ready,
+        lease: Lease::Permanent,
+    };
+    let endpoints: Vec<_> = ports.iter().map(endpoint).collect();
+    let value = config::xds::assignment::encode(&name.parse().unwrap(), &endpoints).encode_to_vec();
+    (ResourceType::LoadAssignment, name.into(), value)
+}
+
+fn listener(name: &str, port: u16) -> Encoded {
+    let gateway = Gateway { name: name.parse().unwrap(), listen: ([127, 0, 0, 1], port).into() };
+    (ResourceType::Listener, name.into(), config::xds::listener::encode(&gateway).encode_to_vec())
+}
+
+/// Everything of gateway `name` to service `s`, split over `versions`.
+fn routes(name: &str, versions: &[&str]) -> Encoded {
+    let split = Split::new(versions.iter().map(|v| (v.parse().unwrap(), 1)).collect()).unwrap();
+    let rule = Rule {
+        matches: RouteMatch { path: PathMatch::Prefix("/".into()), headers: vec![] },
+        service: "s".parse().unwrap(),
+    };
+    let route = Route {
+        name: "r".parse().unwrap(),
+        gateway: name.parse().unwrap(),
+        hosts: vec!["*".parse().unwrap()],
+        rules: vec![rule],
+    };
+    let value =
+        config::xds::route::encode(&name.parse().unwrap(), [&route], |_| Some(&split)).encode_to_vec();
+    (ResourceType::RouteConfiguration, name.into(), value)
+}
+
+fn resource((kind, name, value): &Encoded) -> Resource {
+    Resource {
+        name: name.clone(),
+        version: config::xds::content_version(value),
+        resource: Some(Any { type_url: kind.type_url().to_owned(), value: value.clone() }),
+        ..Default::default()
+    }
+}
+
+/// What requests would see, as the updates make it.
+#[derive(Default)]
+struct World {
+    cache: Cache,
+    clusters: BTreeMap<String, Option<Arc<Assignment>>>,
+    routes: BTreeMap<String, Arc<RouteConfig>>,
+    listeners: Vec<ListenerConfig>,
+    /// Listeners that cannot be bound.
+    unbindable: Vec<String>,
+    nonce: u64,
+}
+
+impl World {
+    fn connected() -> Self {
+        let mut world = Self::default();
+        world.cache.on_connected();
+        world
+    }
+
+    /// A response of the server; returns what is sent because of it.
+    fn respond(
+        &mut self,
+        now: Instant,
+        resources: &[Encoded],
+        removed: &[(ResourceType, &str)],
+    ) -> Vec<DeltaDiscoveryRequest> {
+        let kind = resources.first().map_or_else(|| removed[0].0, |(kind, ..)| *kind);
+        self.nonce += 1;
+        let response = DeltaDiscoveryResponse {
+            type_url: kind.type_url().to_owned(),
+            resources: resources.iter().map(resource).collect(),
+            removed_resources: removed.iter().map(|(_, name)| (*name).to_owned()).collect(),
+            nonce: self.nonce.to_string(),
+            ..Default::default()
+        };
+        let update = self.cache.on_response(response, now);
+        self.carry_out(update, now)
+    }
+
+    fn carry_out(&mut self, update: Update, now: Instant) -> Vec<DeltaDiscoveryRequest> {
+        let mut requests = update.requests;
+        self.publish(update.upserts);
+        if let Some(listeners) = update.listeners {
+            let outcomes = listeners.iter().map(|l| {
+                let failed = self.unbindable.contains(&l.name);
+                (l.name.as_str(), if failed { Err("address in use".to_owned()) } else { Ok(()) })
+            });
+            requests.extend(self.cache.on_listeners(outcomes, now));
+            self.listeners = listeners;
+        }
+        self.publish(update.removals);
+        requests
+    }
+
+    fn publish(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Cluster(config, assignment) => {
+                    _ = self.clusters.insert(config.name.clone(), assignment)
+                }
+                Change::ClusterGone(name) => _ = self.clusters.remove(&*name),
+                Change::Routes(config) => _ = self.routes.insert(config.name.clone(), config),
+                Change::RoutesGone(name) => _ = self.routes.remove(&*name),
+            }
+        }
+    }
+
+    fn live_versions(&self, gateway: &str) -> Vec<String> {
+        self.routes.get(gateway).map_or(vec![], |r| r.clusters().into_iter().map(str::to_owned).collect())
+    }
+
+    /// No live route names a cluster that is not there with its endpoints.
+    fn assert_whole(&self, context: &str) {
+        for (name, config) in &self.routes {
+            for cluster in config.clusters() {
+                assert!(
+                    self.clusters.get(cluster).is_some_and(Option::is_some),
+                    "{context}: routes `{name}` name `{cluster}`, which is not warm"
+                );
+            }
+        }
+    }
+}
+
+fn acks(requests: &[DeltaDiscoveryRequest]) -> Vec<&str> {
+    let acks = requests.iter().filter(|r| !r.response_nonce.is_empty() && r.error_detail.is_none());
+    acks.map(|r| r.response_nonce.as_str()).collect()
+}
+
+fn nacks(requests: &[DeltaDiscoveryRequest]) -> Vec<(&str, &str)> {
+    let nacks = requests.iter().filter_map(|r| Some((r.response_nonce.as_str(), r.error_detail.as_ref()?)));
+    nacks.map(|(nonce, error)| (nonce, error.message.as_str())).collect()
+}
+
+/// A gateway `edge` on version `s/v1`, all live.
+fn running(now: Instant) -> World {
+    let mut world = World::connected();
+    world.respond(now, &[cluster("s/v1")], &[]);
+    world.respond(now, &[endpoints("s/v1", &[1])], &[]);
+    world.respond(now, &[listener("edge", 80)], &[]);
+    world.respond(now, &[routes("edge", &["v1"])], &[]);
+    assert_eq!(world.live_versions("edge"), ["s/v1"]);
+    assert_eq!((world.listeners.len(), world.cache.not_ready()), (1, None));
+    world
+}
+
+#[test]
+fn routes_wait_for_their_clusters_and_acknowledgements_for_what_they_acknowledge() {
+    let now = Instant::now();
+    let mut world = World::connected();
+    let sent = world.respond(now, &[listener("edge", 80)], &[]);
+    assert_eq!(sent.len(), 1, "asks for routes, acknowledges nothing: {sent:?}");
+    assert_eq!(sent[0].resource_names_subscribe, ["edge"]);
+    assert!(acks(&world.respond(now, &[routes("edge", &["v1"])], &[])).is_empty());
+    assert!(world.routes.is_empty() && world.listeners.is_empty());
+
+    let sent = world.respond(now, &[cluster("s/v1")], &[]);
+    assert_eq!(sent[0].resource_names_subscribe, ["s/v1"]);
+    assert!(acks(&sent).is_empty(), "CDS waits for the assignment");
+
+    let sent = world.respond(now, &[endpoints("s/v1", &[1])], &[]);
+    let mut acknowledged = acks(&sent);
+    acknowledged.sort_unstable();
+    assert_eq!(acknowledged, ["1", "2", "3", "4"], "the last piece releases all");
+    assert_eq!((world.live_versions("edge"), world.listeners.len()), (vec!["s/v1".to_owned()], 1));
+}
+
+#[test]
+fn the_old_routes_stay_live_until_the_new_ones_are_warm() {
+    let now = Instant::now();
+    let mut world = running(now);
+    world.respond(now, &[routes("edge", &["v2"])], &[]);
+    assert_eq!(world.live_versions("edge"), ["s/v1"]);
+    world.respond(now, &[cluster("s/v2")], &[]);
+    assert_eq!(world.live_versions("edge"), ["s/v1"]);
+    world.respond(now, &[endpoints("s/v2", &[2])], &[]);
+    assert_eq!(world.live_versions("edge"), ["s/v2"]);
+    assert_eq!(world.cache.warming_timeouts(), 0);
+}
+
+#[test]
+fn nothing_waits_longer_than_the_warming_timeout() {
+    let now = Instant::now();
+    let mut world = running(now);
+    world.respond(now, &[routes("edge", &["v2"])], &[]); // nonce 5
+    world.respond(now, &[cluster("s/v2")], &[]); // nonce 6
+    assert_eq!(world.cache.next_deadline(), Some(now + WARMING_TIMEOUT));
+    let later = now + WARMING_TIMEOUT;
+    let update = world.cache.on_time(later);
+    let sent = world.carry_out(update, later);
+    assert_eq!(world.live_versions("edge"), ["s/v2"]);
+    let mut acknowledged = acks(&sent);
+    acknowledged.sort_unstable();
+    assert_eq!(acknowledged, ["5", "6"]);
+    assert!(world.cache.warming_timeouts() > 0);
+    assert_eq!(world.cache.next_deadline(), None, "nothing is left to wait for");
+}
+
+#[test]
+fn a_cluster_in_use_outlives_its_removal_with_its_endpoints() {
+    let now = Instant::now();
+    let mut world = running(now);
+    world.respond(now, &[], &[(ResourceType::LoadAssignment, "s/v1")]);
+    world.respond(now, &[], &[(ResourceType::Cluster, "s/v1")]);
+    world.assert_whole("after the removal");
+    assert_eq!(world.clusters["s/v1"].as_ref().unwrap().endpoints.len(), 1);
+
+    world.respond(now, &[cluster("s/v2")], &[]);
+    world.respond(now, &[endpoints("s/v2", &[2])], &[]);
+    let sent = world.respond(now, &[routes("edge", &["v2"])], &[]);
+    assert!(!world.clusters.contains_key("s/v1"), "no live route names it any more");
+    let unsubscribed: Vec<_> = sent.iter().flat_map(|r| &r.resource_names_unsubscribe).collect();
+    assert_eq!(unsubscribed, ["s/v1"]);
+}
+
+#[test]
+fn a_bad_resource_is_kept_out_and_named_and_the_rest_is_applied() {
+    let now = Instant::now();
+    let mut world = running(now);
+    let bad = (ResourceType::LoadAssignment, "s/v2".to_owned(), vec![0xff; 9]);
+    world.respond(now, &[cluster("s/v2")], &[]);
+    let worse = (ResourceType::LoadAssignment, "s/v3".to_owned(), b"\x0a".to_vec());
+    let sent = world.respond(now, &[bad, endpoints("s/v1", &[1, 2]), worse], &[]);
+    let [(nonce, reason)] = nacks(&sent)[..] else { panic!("{sent:?}") };
+    assert_eq!(nonce, "6");
+    assert!(
+        reason.contains("EDS `s/v2`") && reason.contains("EDS `s/v3`") && !reason.contains("s/v1"),
+        "{reason}"
+    );
+    assert_eq!(world.clusters["s/v1"].as_ref().unwrap().endpoints.len(), 2);
+
+    let broken = (ResourceType::RouteConfiguration, "edge".to_owned(), vec![0xff]);
+    assert_eq!(nacks(&world.respond(now, &[broken], &[])).len(), 1);
+    assert_eq!(world.live_versions("edge"), ["s/v1"], "the one before stays");
+}
+
+#[test]
+fn a_listener_that_cannot_be_bound_is_refused_and_asked_for_again() {
+    let now = Instant::now();
+    let mut world = World::connected();
+    world.unbindable.push("edge".into());
+    world.respond(now, &[listener("edge", 80)], &[]);
+    world.respond(now, &[cluster("s/v1")], &[]);
+    world.respond(now, &[endpoints("s/v1", &[1])], &[]);
+    let sent = world.respond(now, &[routes("edge", &["v1"])], &[]);
+    assert_eq!(nacks(&sent), [("1", "LDS `edge`: address in use")]);
+    world.cache.on_disconnected();
+    let first = world.cache.on_connected();
+    let lds = first.iter().find(|r| r.type_url == ResourceType::Listener.type_url()).unwrap();
+    assert!(lds.initial_resource_versions.is_empty(), "it is not held");
+}
+
+#[test]
+fn a_new_stream_says_what_is_held_and_asks_for_what_is_needed() {
+    let now = Instant::now();
+    let mut world = running(now);
+    world.cache.on_disconnected();
+    let first = world.cache.on_connected();
+    let of = |kind: ResourceType| first.iter().find(|r| r.type_url == kind.type_url()).unwrap();
+    for (kind, name, value) in
+        [cluster("s/v1"), endpoints("s/v1", &[1]), listener("edge", 80), routes("edge", &["v1"])]
+    {
+        let versions = HashMap::from([(name.clone(), config::xds::content_version(&value))]);
+        assert_eq!(of(kind).initial_resource_versions, versions, "{kind}");
+        let names = if kind.legacy_wildcard() { vec![] } else { vec![name] };
+        assert_eq!(of(kind).resource_names_subscribe, names, "{kind}");
+    }
+}
+
+#[test]
+fn what_was_saved_is_live_at_once_and_held() {
+    let now = Instant::now();
+    let world = running(now);
+    let saved: Vec<_> = ResourceType::ALL
+        .into_iter()
+        .zip(world.cache.held())
+        .flat_map(|(kind, held)| {
+            let of = move |(name, held): (Arc<str>, Held)| (kind, name.to_string(), held.value.to_vec());
+            held.into_iter().map(of).map(|encoded| (encoded.0, resource(&encoded))).collect::<Vec<_>>()
+        })
+        .collect();
+    let mut fresh = World::default();
+    let (update, refused) = fresh.cache.restore(&saved, now);
+    fresh.carry_out(update, now);
+    assert!(refused.is_empty() && fresh.cache.not_ready().is_none());
+    assert_eq!((fresh.live_versions("edge"), fresh.listeners.len()), (vec!["s/v1".to_owned()], 1));
+    assert_eq!(fresh.cache.held(), world.cache.held());
+}
+
+#[test]
+fn what_was_not_asked_for_is_not_kept() {
+    let now = Instant::now();
+    let mut world = running(now);
+    world.respond(now, &[endpoints("s/v9", &[9]), routes("edge", &["v1"])][..1], &[]);
+    world.respond(now, &[routes("other", &["v1"])], &[]);
+    assert!(!world.clusters.contains_key("s/v9") && !world.routes.contains_key("other"));
+    assert_eq!(world.cache.held()[ResourceType::LoadAssignment.index()].len(), 1);
+    let unknown = DeltaDiscoveryResponse { type_url: "type.googleapis.com/x".into(), ..Default::default() };
+    assert!(world.cache.on_response(unknown, now).requests.is_empty());
+}
+
+/// A server of the incremental variant that sends one type at a time, in any order of types.
+#[derive(Default)]
+struct Server {
+    resources: BTreeMap<(ResourceType, String), Vec<u8>>,
+    names: [BTreeSet<String>; 4],
+    has: [HashMap<String, String>; 4],
+    asked: [bool; 4],
+}
+
+impl Server {
+    fn hear(&mut self, requests: Vec<DeltaDiscoveryRequest>) {
+        for request in requests {
+            assert_eq!(request.error_detail, None);
+            let i = ResourceType::from_type_url(&request.type_url).unwrap().index();
+            self.asked[i] = true;
+            self.names[i].extend(request.resource_names_subscribe);
+            for name in request.resource_names_unsubscribe {
+                self.names[i].remove(&name);
+                self.has[i].remove(&name);
+            }
+            self.has[i].extend(request.initial_resource_versions);
+        }
+    }
+
+    fn reconnect(&mut self, cache: &mut Cache) {
+        (self.names, self.has, self.asked) = Default::default();
+        cache.on_disconnected();
+        self.hear(cache.on_connected());
+    }
+
+    /// Sends what is missing of one type; whether there was anything.
+    fn send(&mut self, kind: ResourceType, world: &mut World, now: Instant) -> bool {
+        let i = kind.index();
+        let wanted = |name: &String| kind.legacy_wildcard() || self.names[i].contains(name);
+        let current: Vec<Encoded> = self
+            .resources
+            .iter()
+            .filter(|((k, name), _)| *k == kind && self.asked[i] && wanted(name))
+            .map(|((_, name), value)| (kind, name.clone(), value.clone()))
+            .collect();
+        let version = |encoded: &Encoded| config::xds::content_version(&encoded.2);
+        let changed: Vec<Encoded> =
+            current.iter().filter(|e| self.has[i].get(&e.1) != Some(&version(e))).cloned().collect();
+        let removed: Vec<String> =
+            self.has[i].keys().filter(|name| !current.iter().any(|e| e.1 == **name)).cloned().collect();
+        if changed.is_empty() && removed.is_empty() {
+            return false;
+        }
+        self.has[i] = current.iter().map(|e| (e.1.clone(), version(e))).collect();
+        let removed: Vec<_> = removed.iter().map(|name| (kind, name.as_str())).collect();
+        let sent = world.respond(now, &changed, &removed);
+        self.hear(sent);
+        true
+    }
+
+    /// Makes its resources those of a configuration that is whole in itself.
+    fn configure(&mut self, rng: &mut fastrand::Rng) {
+        self.resources.clear();
+        let versions: Vec<String> = (0..5).filter(|_| rng.bool()).map(|i| format!("v{i}")).collect();
+        let mut put = |(kind, name, value): Encoded| _ = self.resources.insert((kind, name), value);
+        for version in &versions {
+            let name = format!("s/{version}");
+            put(cluster(&name));
+            let ports: Vec<u16> = (1..6).filter(|_| rng.bool()).collect();
+            put(endpoints(&name, &ports));
+        }
+        if !versions.is_empty() {
+            for gateway in ["edge", "internal"] {
+                if rng.u8(0..4) == 0 {
+                    continue;
+                }
+                put(listener(gateway, rng.u16(80..83)));
+                let mut used: Vec<&str> =
+                    versions.iter().map(String::as_str).filter(|_| rng.bool()).collect();
+                used.push(&versions[0]);
+                put(routes(gateway, &used));
+            }
+        }
+    }
+
+    /// What should be live once everything has arrived.
+    fn assert_same(&self, world: &World, context: &str) {
+        let of = |kind: ResourceType| self.resources.iter().filter(move |((k, _), _)| *k == kind);
+        let clusters: Vec<_> = world.clusters.keys().cloned().collect();
+        assert_eq!(
+            clusters,
+            of(ResourceType::Cluster).map(|((_, n), _)| n.clone()).collect::<Vec<_>>(),
+            "{context}"
+        );
+        for ((_, name), value) in of(ResourceType::LoadAssignment) {
+            assert_eq!(world.clusters[name].as_deref(), decode_assignment(value).ok().as_ref(), "{context}");
+        }
+        let live: Vec<_> = world.routes.values().map(|config| (**config).clone()).collect();
+        let want: Vec<_> =
+            of(ResourceType::RouteConfiguration).map(|(_, v)| decode_route_config(v).unwrap()).collect();
+        assert_eq!(live, want, "{context}");
+        let want: Vec<_> = of(ResourceType::Listener).map(|(_, v)| decode_listener(v).unwrap()).collect();
+        assert_eq!(world.listeners, want, "{context}");
+        assert!(world.cache.settled(), "{context}");
+        assert!(
+            world.cache.withheld.iter().all(VecDeque::is_empty),
+            "{context}: every response is acknowledged"
+        );
+    }
+}
+
+#[test]
+fn any_interleaving_of_types_changes_and_reconnects_ends_in_the_same_live_state() {
+    for seed in 0..300 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let now = Instant::now(); // time stands still: nothing may depend on a timeout
+        let (mut world, mut server) = (World::default(), Server::default());
+        server.reconnect(&mut world.cache);
+        for step in 0..60 {
+            match rng.u8(0..10) {
+                0 | 1 => server.configure(&mut rng),
+                2 => server.reconnect(&mut world.cache),
+                _ => _ = server.send(ResourceType::ALL[rng.usize(0..4)], &mut world, now),
+            }
+            world.assert_whole(&format!("seed {seed}, step {step}"));
+        }
+        // Let it settle, still in any order.
+        let mut order = ResourceType::ALL;
+        loop {
+            rng.shuffle(&mut order);
+            let sent: Vec<bool> = order.into_iter().map(|kind| server.send(kind, &mut world, now)).collect();
+            world.assert_whole(&format!("seed {seed}, at the end"));
+            if !sent.contains(&true) {
+                break;
+            }
+        }
+        server.assert_same(&world, &format!("seed {seed}"));
+        assert_eq!(world.cache.warming_timeouts(), 0, "seed {seed}");
+    }
+}

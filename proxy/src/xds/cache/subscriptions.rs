@@ -1,0 +1,113 @@
+//! What is asked for, and what is acknowledged: an ACK means *applied*.
+
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
+use config::xds::ResourceType;
+
+use super::{Cache, ListenerState, MAX_WITHHELD, Update};
+use crate::xds::wire;
+
+impl Cache {
+    pub(super) fn wants_routes(&self, name: &str) -> bool {
+        let configs = |l: &ListenerState| {
+            let staged = l.staged.as_ref().is_some_and(|(config, _)| config.route_config == name);
+            staged || l.live.as_ref().is_some_and(|config| config.route_config == name)
+        };
+        self.listeners.values().any(configs)
+    }
+
+    /// The names to be subscribed to; none for types that are followed as a whole.
+    pub(super) fn wanted(&self, kind: ResourceType) -> BTreeSet<Arc<str>> {
+        match kind {
+            ResourceType::Cluster | ResourceType::Listener => BTreeSet::new(),
+            ResourceType::LoadAssignment => self.followers.keys().cloned().collect(),
+            ResourceType::RouteConfiguration => {
+                let staged =
+                    self.listeners.values().filter_map(|l| l.staged.as_ref().map(|(config, _)| config));
+                let live = self.listeners.values().filter_map(|l| l.live.as_ref());
+                staged.chain(live).map(|config| config.route_config.as_str().into()).collect()
+            }
+        }
+    }
+
+    /// Asks for what became needed, and no longer for what is not.
+    pub(super) fn resubscribe(&mut self, update: &mut Update) {
+        let touched = std::mem::take(&mut self.touched_assignments);
+        if !self.connected {
+            return;
+        }
+        let known = &mut self.subscribed[ResourceType::LoadAssignment.index()];
+        let (mut more, mut less) = (Vec::new(), Vec::new());
+        for name in touched {
+            if self.followers.contains_key(&name) {
+                if known.insert(Arc::clone(&name)) {
+                    more.push(name.to_string());
+                }
+            } else if known.remove(&name) {
+                less.push(name.to_string());
+            }
+        }
+        if !more.is_empty() || !less.is_empty() {
+            update.requests.push(wire::subscribe(ResourceType::LoadAssignment, more, less));
+        }
+        let kind = ResourceType::RouteConfiguration;
+        let wanted = self.wanted(kind);
+        let known = &mut self.subscribed[kind.index()];
+        if *known != wanted {
+            let more = wanted.difference(known).map(ToString::to_string).collect();
+            let less = known.difference(&wanted).map(ToString::to_string).collect();
+            update.requests.push(wire::subscribe(kind, more, less));
+            *known = wanted;
+        }
+    }
+
+    /// Sends the acknowledgements whose resources are applied, in the order of the responses.
+    pub(super) fn release(&mut self, now: Instant, update: &mut Update) {
+        for kind in ResourceType::ALL {
+            let mut queue = std::mem::take(&mut self.withheld[kind.index()]);
+            while let Some(front) = queue.front_mut() {
+                if kind == ResourceType::Listener {
+                    let failed = front.names.iter().filter_map(|name| {
+                        let reason = self.listeners.get(name)?.bound.as_ref()?.as_ref().err()?;
+                        Some(format!("{kind} `{name}`: {reason}"))
+                    });
+                    let failed: Vec<String> = failed.collect();
+                    if !failed.is_empty() {
+                        let nonce = std::mem::take(&mut front.nonce);
+                        update.requests.push(wire::nack(kind, nonce, failed.join("; ")));
+                        queue.pop_front();
+                        continue;
+                    }
+                }
+                let overdue = now >= front.until || queue.len() > MAX_WITHHELD;
+                let Some(front) = queue.front_mut() else { break };
+                front.names.retain(|name| self.is_pending(kind, name));
+                // A listener is never acknowledged before an attempt to bind it.
+                if !front.names.is_empty() && (!overdue || kind == ResourceType::Listener) {
+                    break;
+                }
+                if !front.names.is_empty() {
+                    self.warming_timeouts += 1;
+                }
+                let nonce = std::mem::take(&mut front.nonce);
+                update.requests.push(wire::ack(kind, nonce));
+                queue.pop_front();
+            }
+            self.withheld[kind.index()] = queue;
+        }
+    }
+
+    /// Whether a resource that was accepted is not applied yet.
+    pub(super) fn is_pending(&self, kind: ResourceType, name: &str) -> bool {
+        match kind {
+            ResourceType::Cluster => {
+                self.clusters.get(name).is_some_and(|cluster| !cluster.retired) && !self.is_warm(name)
+            }
+            ResourceType::LoadAssignment => false,
+            ResourceType::RouteConfiguration => self.routes.get(name).is_some_and(|r| r.staged.is_some()),
+            ResourceType::Listener => {
+                self.listeners.get(name).is_some_and(|l| l.staged.is_some() || l.bound.is_none())
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What may go live, and when: make before break.
+
+use std::{sync::Arc, time::Instant};
+
+use config::xds::{ResourceType, listener::ListenerConfig, route::RouteConfig};
+
+use super::{Cache, Update, WARMING_TIMEOUT};
+use crate::table::Change;
+
+impl Cache {
+    /// Promotes what is ready, retires what nothing names, and gathers what is to be done.
+    pub(super) fn settle(&mut self, now: Instant, update: &mut Update) {
+        if self.listeners_touched {
+            self.drop_unwanted_routes(update);
+        }
+        self.promote_routes(now, update);
+        self.promote_listeners(now, update);
+        self.drop_retired_clusters(update);
+        // Clusters before the routes that name them.
+        let routes = std::mem::take(&mut update.upserts);
+        for name in std::mem::take(&mut self.touched_clusters) {
+            let Some(cluster) = self.clusters.get_mut(&name) else { continue };
+            let assignment = self.assignments.get(cluster.config.assignment.as_str()).cloned();
+            // A live cluster that moves to another assignment keeps its endpoints until that comes.
+            if assignment.is_some() || !cluster.shown {
+                cluster.shown = true;
+                update.upserts.push(Change::Cluster(Arc::clone(&cluster.config), assignment));
+            }
+        }
+        update.upserts.extend(routes);
+        self.resubscribe(update);
+        self.release(now, update);
+    }
+
+    pub(super) fn promote_routes(&mut self, now: Instant, update: &mut Update) {
+        let staged =
+            self.routes.iter().filter_map(|(name, s)| s.staged.as_ref().map(|staged| (name, staged)));
+        let mut due = Vec::new();
+        for (name, (config, since)) in staged {
+            let warm = self.missing(config).next().is_none();
+            if warm || now >= *since + WARMING_TIMEOUT {
+                due.push((Arc::clone(name), warm));
+            }
+        }
+        for (name, warm) in due {
+            self.warming_timeouts += u64::from(!warm);
+            let Some(state) = self.routes.get_mut(&name) else { continue };
+            let Some((config, _)) = state.staged.take() else { continue };
+            let before = state.live.replace(Arc::clone(&config));
+            for cluster in config.clusters() {
+                *self.routed.entry(cluster.into()).or_default() += 1;
+            }
+            self.unroute(before.as_deref());
+            update.upserts.push(Change::Routes(config));
+            self.routes_touched = true;
+        }
+    }
+
+    pub(super) fn promote_listeners(&mut self, now: Instant, update: &mut Update) {
+        if !self.listeners_touched
+            && !self.routes_touched
+            && self.listeners.values().all(|l| l.staged.is_none())
+        {
+            return;
+        }
+        let mut changed = self.listeners_touched;
+        for state in self.listeners.values_mut() {
+            let Some((config, since)) = &state.staged else { continue };
+            let warm = self.routes.get(config.route_config.as_str()).is_some_and(|r| r.live.is_some());
+            if warm || now >= *since + WARMING_TIMEOUT {
+                self.warming_timeouts += u64::from(!warm);
+                state.live = state.staged.take().map(|(config, _)| config);
+                state.bound = None;
+                changed = true;
+            }
+        }
+        self.listeners_touched = false;
+        self.routes_touched = false;
+        if changed {
+            // A listener that moved to other routes no longer needs the ones before.
+            self.drop_unwanted_routes(update);
+            update.listeners = Some(self.live_listeners());
+        }
+    }
+
+    /// The listeners as they should be.
+    pub(crate) fn live_listeners(&self) -> Vec<ListenerConfig> {
+        self.listeners.values().filter_map(|l| l.live.clone()).collect()
+    }
+
+    pub(super) fn drop_unwanted_routes(&mut self, update: &mut Update) {
+        let unwanted: Vec<Arc<str>> =
+            self.routes.keys().filter(|name| !self.wants_routes(name)).cloned().collect();
+        for name in unwanted {
+            self.held[ResourceType::RouteConfiguration.index()].remove(&name);
+            if let Some(live) = self.routes.remove(&name).and_then(|state| state.live) {
+                self.unroute(Some(&live));
+                update.removals.push(Change::RoutesGone(name));
+            }
+        }
+    }
+
+    pub(super) fn drop_retired_clusters(&mut self, update: &mut Update) {
+        let gone: Vec<Arc<str>> =
+            self.retired.iter().filter(|name| !self.routed.contains_key(*name)).cloned().collect();
+        for name in gone {
+            self.retired.remove(&name);
+            self.touched_clusters.remove(&name);
+            if let Some(cluster) = self.clusters.remove(&name) {
+                self.unfollow(&cluster.config.assignment, &name);
+            }
+            update.removals.push(Change::ClusterGone(name));
+        }
+    }
+
+    pub(super) fn unroute(&mut self, config: Option<&RouteConfig>) {
+        for cluster in config.map(RouteConfig::clusters).unwrap_or_default() {
+            if let Some(count) = self.routed.get_mut(cluster) {
+                *count -= 1;
+                if *count == 0 {
+                    self.routed.remove(cluster);
+                }
+            }
+        }
+    }
+
+    pub(super) fn unfollow(&mut self, assignment: &str, cluster: &str) {
+        let Some(followers) = self.followers.get_mut(assignment) else { return };
+        followers.remove(cluster);
+        if followers.is_empty() {
+            self.followers.remove(assignment);
+            self.assignments.remove(assignment);
+            self.held[ResourceType::LoadAssignment.index()].remove(assignment);
+            self.touched_assignments.insert(assignment.into());
+        }
+    }
+
+    /// The clusters of `config` that are not there with their assignment.
+    pub(super) fn missing<'a>(&'a self, config: &'a RouteConfig) -> impl Iterator<Item = &'a str> {
+        config.clusters().into_iter().filter(|name| !self.is_warm(name))
+    }
+
+    pub(super) fn is_warm(&self, cluster: &str) -> bool {
+        let cluster = self.clusters.get(cluster);
+        cluster.is_some_and(|c| self.assignments.contains_key(c.config.assignment.as_str()))
+    }
+}
