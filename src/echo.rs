@@ -123,7 +123,7 @@ async fn hold(registration: Option<&Registration>, client: &Client) -> anyhow::R
         }
         lost @ State::Lost(_) => register::say(registration, client, lost),
     });
-    never.await.with_context(|| format!("{registration} was refused"))
+    never.await.with_context(|| format!("cannot register {registration}"))
 }
 
 /// Who answers, and how.

@@ -37,10 +37,7 @@ pub(crate) struct Invalid(pub(crate) String);
 /// Says on stderr why a subcommand failed, and chooses its exit code.
 pub(crate) fn report(error: &anyhow::Error) -> u8 {
     // `sluicegate get services | head`: the reader has seen enough, which is no failure.
-    if error
-        .chain()
-        .any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
-    {
+    if is_broken_pipe(error) {
         return OK;
     }
     eprintln!("error: {error:#}");

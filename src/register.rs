@@ -179,7 +179,7 @@ pub(crate) fn say(registration: &Registration, client: &Client, state: State) {
 }
 
 fn refused(error: client::Error, registration: &Registration) -> anyhow::Error {
-    anyhow::Error::from(error).context(format!("{registration} was refused"))
+    anyhow::Error::from(error).context(format!("cannot register {registration}"))
 }
 
 /// All addresses a name stands for; which one the app listens on, only a connection tells.
