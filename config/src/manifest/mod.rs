@@ -25,6 +25,27 @@ pub struct Located {
     pub source: String,
     /// The line it starts on, from 1.
     pub line: u32,
+    /// The line of each field, by its path.
+    lines: HashMap<String, u32>,
+}
+
+impl Located {
+    /// An error about the field at `path` of this document.
+    pub fn error(&self, path: impl Into<String>, message: impl Into<String>) -> ManifestError {
+        let path = path.into();
+        // A field that was left out is where its parent is.
+        let mut known = path.as_str();
+        let line = loop {
+            if let Some(line) = self.lines.get(known) {
+                break *line;
+            }
+            match known.rfind(['.', '[']) {
+                Some(end) => known = &known[..end],
+                None => break self.line,
+            }
+        };
+        ManifestError { file: self.source.clone(), line, path, message: message.into() }
+    }
 }
 
 /// Why a manifest was refused.
@@ -74,15 +95,13 @@ pub fn parse(source: &str, text: &str) -> Result<Vec<Located>, Vec<ManifestError
         let document = document::read(node, &mut cx);
         errors.append(&mut cx.errors);
         let Some(document) = document else { continue };
-        if let Some(first) = first_lines.insert(document.reference(), node.line) {
-            errors.push(ManifestError {
-                file: source.to_owned(),
-                line: node.line,
-                path: "name".to_owned(),
-                message: format!("{} is already defined on line {}", document.reference(), first),
-            });
+        let lines = node.lines();
+        let located = Located { document, source: source.to_owned(), line: node.line, lines };
+        let reference = located.document.reference();
+        if let Some(first) = first_lines.insert(reference.clone(), node.line) {
+            errors.push(located.error("name", format!("{reference} is already defined on line {first}")));
         }
-        documents.push(Located { document, source: source.to_owned(), line: node.line });
+        documents.push(located);
     }
     if errors.is_empty() { Ok(documents) } else { Err(errors) }
 }

@@ -1,6 +1,6 @@
 //! Text to a tree in which every value knows its line.
 
-use std::fmt;
+use std::{collections::HashMap, fmt};
 
 use serde::{Deserialize, Deserializer, de};
 use serde_saphyr::Spanned;
@@ -41,6 +41,33 @@ impl Value {
             Value::Sequence(_) => "a list".to_owned(),
             Value::Mapping(_) => "a mapping".to_owned(),
         }
+    }
+}
+
+impl Node {
+    /// The line of each field below this node, by its path.
+    pub(super) fn lines(&self) -> HashMap<String, u32> {
+        let mut lines = HashMap::new();
+        self.collect_lines(String::new(), &mut lines);
+        lines
+    }
+
+    fn collect_lines(&self, path: String, lines: &mut HashMap<String, u32>) {
+        match &self.value {
+            Value::Sequence(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    item.collect_lines(format!("{path}[{i}]"), lines);
+                }
+            }
+            Value::Mapping(entries) => {
+                let dot = if path.is_empty() { "" } else { "." };
+                for (key, node) in entries {
+                    node.collect_lines(format!("{path}{dot}{}", key.text), lines);
+                }
+            }
+            _ => {}
+        }
+        lines.insert(path, self.line);
     }
 }
 

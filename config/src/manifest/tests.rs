@@ -98,7 +98,7 @@ fn errors_name_file_line_field_and_what_is_allowed() {
         ),
         (
             "kind: Gateway\nname: g\nlisten: 1.2.3.4:5\n---\nkind: Gateway\nname: g\nlisten: 1.2.3.4:6\n",
-            "m.yaml:5: name: Gateway g is already defined on line 1",
+            "m.yaml:6: name: Gateway g is already defined on line 1",
         ),
     ];
     for (text, expected) in cases {

@@ -293,19 +293,21 @@ impl ProxyHttp for Engine {
         session: &mut Session,
         mut error: Box<Error>,
         request: &mut Request,
-        pooled: bool,
+        _pooled: bool,
     ) -> Box<Error> {
-        // pingora says "only if pooled" of connections that died before any byte of a response, and
-        // "yes" of streams that the endpoint declared unprocessed (RFC 9113 §8.7).
+        use ErrorType::{ConnectionClosed, ReadError, WriteError};
+        // "Yes" comes for streams that the endpoint declared unprocessed (RFC 9113 §8.7).
         let unprocessed = matches!(error.retry, RetryType::Decided(true));
-        error.retry.decide_reuse(pooled);
+        let lost = *error.esource() == ErrorSource::Upstream
+            && matches!(error.etype(), ConnectionClosed | ReadError | WriteError)
+            && session.response_written().is_none();
+        // Pooled or not: an endpoint that leaves may close a connection it has just accepted.
+        let repeatable = lost && policy::is_idempotent(&session.req_header().method);
         let replayable = !session.as_ref().retry_buffer_truncated();
-        let allowed = unprocessed || policy::is_idempotent(&session.req_header().method);
         let journey = request.journey.as_mut();
-        let again = error.retry.retry()
+        let again = (unprocessed || repeatable)
             && replayable
-            && allowed
-            && journey.is_some_and(|journey| journey.pooled_connection_died(&mut fastrand::Rng::new()));
+            && journey.is_some_and(|journey| journey.connection_died(&mut fastrand::Rng::new()));
         error.set_retry(again);
         if !again && *error.esource() == ErrorSource::Upstream {
             request.refusal = request.journey.as_ref().map(Journey::broken);

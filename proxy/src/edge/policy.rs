@@ -181,9 +181,9 @@ impl Journey {
         self.retry(rng)
     }
 
-    /// A pooled connection turned out to be dead. The endpoint itself may be fine, so it stays a
-    /// candidate. `false` when the bound on attempts is reached.
-    pub(crate) fn pooled_connection_died(&mut self, rng: &mut fastrand::Rng) -> bool {
+    /// A connection was lost before any byte of a response. The endpoint itself may be fine, so it
+    /// stays a candidate. `false` when the bound on attempts is reached.
+    pub(crate) fn connection_died(&mut self, rng: &mut fastrand::Rng) -> bool {
         self.retry(rng)
     }
 

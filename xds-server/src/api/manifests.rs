@@ -84,12 +84,8 @@ fn duplicates(documents: &[Located]) -> Vec<ManifestError> {
     for located in documents {
         let reference = located.document.reference();
         if let Some(before) = first.insert(reference.clone(), located) {
-            errors.push(ManifestError {
-                file: located.source.clone(),
-                line: located.line,
-                path: "name".to_owned(),
-                message: format!("{reference} is already defined in {}:{}", before.source, before.line),
-            });
+            let message = format!("{reference} is already defined in {}:{}", before.source, before.line);
+            errors.push(located.error("name", message));
         }
     }
     errors

@@ -379,10 +379,8 @@ fn drop_endpoints(world: &mut World, cluster: &ClusterName, effect: &mut Effect)
 /// own order, so that the errors point at the text that was sent.
 fn misfits(world: &World, documents: &[Located]) -> Vec<ManifestError> {
     let mut errors = Vec::new();
-    let mut fault = |located: &Located, path: String, message: String| {
-        let (file, line) = (located.source.clone(), located.line);
-        errors.push(ManifestError { file, line, path, message });
-    };
+    let mut fault =
+        |located: &Located, path: String, message: String| errors.push(located.error(path, message));
     let mut gateways = BTreeSet::new();
     for located in documents {
         match &located.document {
