@@ -2,36 +2,21 @@
 
 mod support;
 
+use std::net::SocketAddr;
+
 use config::{Protocol, xds::ResourceType};
 use support::{
-    Connection, Running,
-    backend::{Backend, dead_address},
+    ANY, Connection, Running, World,
+    backend::Backend,
     control::{Control, cluster, endpoints, listener, routes},
     eventually, get,
 };
-
-const ANY: std::net::SocketAddr =
-    std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
-
-/// A control plane with gateway `edge`, all to `shop/v1` with the given endpoints, and a proxy.
-async fn world(addresses: &[std::net::SocketAddr]) -> (Control, Running, std::net::SocketAddr) {
-    let control = Control::start().await;
-    control.set([
-        cluster("shop/v1", Protocol::Http),
-        endpoints("shop/v1", addresses),
-        listener("edge", ANY),
-        routes("edge", "shop", &[("v1", 1)]),
-    ]);
-    let proxy = Running::start(control.servers(), |_| {}).await;
-    let edge = proxy.listener("edge").await;
-    control.acknowledged().await;
-    (control, proxy, edge)
-}
+use tokio::net::TcpListener;
 
 #[tokio::test]
 async fn an_endpoint_that_is_added_is_served_and_one_that_is_removed_is_not() {
     let (one, two) = (Backend::start("one").await, Backend::start("two").await);
-    let (control, proxy, edge) = world(&[one.address]).await;
+    let World { control, proxy, edge } = World::start(&[one.address]).await;
     assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "one");
     assert_eq!(get(proxy.admin, "admin", "/readyz").await.unwrap().status, 200);
 
@@ -50,5 +35,185 @@ async fn an_endpoint_that_is_added_is_served_and_one_that_is_removed_is_not() {
         assert_eq!(connection.get("a.com", "/").await.unwrap().text(), "two");
     }
     assert_eq!(one.requests(), before, "an acknowledged removal admits no request");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_split_shifts_traffic_with_the_acknowledgement() {
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    let World { control, proxy, edge } = World::start(&[one.address]).await;
+    control.set([
+        cluster("shop/v2", Protocol::Http),
+        endpoints("shop/v2", &[two.address]),
+        routes("edge", "shop", &[("v1", 1), ("v2", 0)]),
+    ]);
+    control.acknowledged().await;
+    let mut connection = Connection::open(edge).await.unwrap();
+    for (weights, range) in [([1, 0], 0..1), ([1, 1], 60..140), ([0, 1], 200..201), ([9, 1], 5..45)] {
+        control.set([routes("edge", "shop", &[("v1", weights[0]), ("v2", weights[1])])]);
+        control.acknowledged().await;
+        let mut second = 0;
+        for _ in 0..200 {
+            second += usize::from(connection.get("a.com", "/").await.unwrap().text() == "two");
+        }
+        assert!(range.contains(&second), "{weights:?}: {second} of 200");
+    }
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn listeners_are_added_moved_and_removed_while_running() {
+    let one = Backend::start("one").await;
+    let World { control, proxy, edge } = World::start(&[one.address]).await;
+    let mut kept = Connection::open(edge).await.unwrap();
+    kept.get("a.com", "/").await.unwrap();
+
+    control.set([listener("second", ANY), routes("second", "shop", &[("v1", 1)])]);
+    let second = proxy.listener("second").await;
+    assert_eq!(get(second, "a.com", "/").await.unwrap().text(), "one");
+
+    // Moved: the new address serves, the old one no longer accepts, an idle connection is closed.
+    let free = support::backend::dead_address().await;
+    control.set([listener("edge", free)]);
+    eventually("it has moved", async || (proxy.listener_now("edge").await? == free).then_some(())).await;
+    assert_eq!(get(free, "a.com", "/").await.unwrap().text(), "one");
+    eventually("the old address is closed", async || get(edge, "a.com", "/").await.is_err().then_some(()))
+        .await;
+    eventually("the idle connection is closed", async || kept.is_closed().then_some(())).await;
+
+    // Another listener takes over the address in the same change.
+    control.remove([(ResourceType::Listener, "edge"), (ResourceType::RouteConfiguration, "edge")]);
+    control.set([listener("heir", free), routes("heir", "shop", &[("v1", 1)])]);
+    eventually("it was taken over", async || (proxy.listener_now("heir").await? == free).then_some(())).await;
+    assert_eq!(get(free, "a.com", "/").await.unwrap().text(), "one");
+
+    control.remove([(ResourceType::Listener, "second")]);
+    control.acknowledged().await;
+    eventually("it is removed", async || get(second, "a.com", "/").await.is_err().then_some(())).await;
+    assert_eq!(proxy.listener_now("second").await, None);
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_refused_by_name_and_taken_when_it_is_free() {
+    let one = Backend::start("one").await;
+    let World { control, proxy, edge } = World::start(&[one.address]).await;
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap();
+    control.set([listener("second", address), routes("second", "shop", &[("v1", 1)])]);
+    let reason = control.nack(ResourceType::Listener).await;
+    assert!(reason.contains("`second`") && reason.contains(&address.to_string()), "{reason}");
+    assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "one", "the rest goes on");
+
+    drop(taken);
+    assert_eq!(proxy.listener("second").await, address);
+    assert_eq!(get(address, "a.com", "/").await.unwrap().text(), "one");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn traffic_goes_on_without_a_server_and_nothing_held_is_sent_again() {
+    let one = Backend::start("one").await;
+    let World { control, proxy, edge } = World::start(&[one.address]).await;
+    let address = control.kill().await;
+    eventually("it notices", async || (proxy.metric("xds_connected").await < 0.5).then_some(())).await;
+    assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "one");
+
+    let back = Control::start_on(address).await;
+    back.set([
+        cluster("shop/v1", Protocol::Http),
+        endpoints("shop/v1", &[one.address]),
+        listener("edge", ANY),
+        routes("edge", "shop", &[("v1", 1)]),
+    ]);
+    eventually("it is back", async || (proxy.metric("xds_connected").await > 0.5).then_some(())).await;
+    eventually("it asked for all types", async || (back.requests().len() >= 4).then_some(())).await;
+    assert_eq!(back.sent(), 0);
+    assert_eq!(proxy.listener("edge").await, edge);
+
+    back.set([cluster("shop/v2", Protocol::Http), endpoints("shop/v2", &[one.address])]);
+    back.acknowledged().await;
+    assert_eq!(back.sent(), 2, "only what is new");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn the_next_server_is_used_when_the_first_is_away() {
+    let one = Backend::start("one").await;
+    let dead = support::backend::dead_address().await;
+    let control = Control::start().await;
+    control.set(support::shop(&[one.address]));
+    let servers = vec![dead.to_string(), control.address.to_string()];
+    let proxy = Running::start(servers, |_| {}).await;
+    let edge: SocketAddr = proxy.listener("edge").await;
+    assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "one");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn the_last_good_configuration_serves_when_no_server_answers() {
+    let one = Backend::start("one").await;
+    let file = support::temporary("last-good");
+    let control = Control::start().await;
+    control.set(support::shop(&[one.address]));
+    let with_file = |s: &mut config::bootstrap::ProxySettings| s.last_good = Some(file.path.clone());
+    let proxy = Running::start(control.servers(), with_file).await;
+    proxy.listener("edge").await;
+    control.acknowledged().await;
+    eventually("it is saved", async || (proxy.metric("last_good_writes").await > 0.0).then_some(())).await;
+    proxy.stopped().await;
+    let address = control.kill().await;
+
+    let proxy = Running::start(vec![address.to_string()], with_file).await;
+    let edge = proxy.listener("edge").await;
+    assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "one");
+    assert!(proxy.metric("on_last_good").await > 0.5);
+    assert_eq!(get(proxy.admin, "admin", "/readyz").await.unwrap().status, 200);
+
+    // A server that comes back is told what is held, and takes over.
+    let two = Backend::start("two").await;
+    let back = Control::start_on(address).await;
+    back.set(support::shop(&[two.address]));
+    eventually("the change arrives", async || {
+        (get(edge, "a.com", "/").await.unwrap().text() == "two").then_some(())
+    })
+    .await;
+    assert_eq!(back.sent(), 1, "only the assignment has changed");
+    assert!(proxy.metric("on_last_good").await < 0.5);
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn the_last_good_configuration_serves_when_a_server_accepts_but_never_answers() {
+    let one = Backend::start("one").await;
+    let file = support::temporary("silent");
+    let control = Control::start().await;
+    control.set(support::shop(&[one.address]));
+    let with_file = |s: &mut config::bootstrap::ProxySettings| s.last_good = Some(file.path.clone());
+    let proxy = Running::start(control.servers(), with_file).await;
+    proxy.listener("edge").await;
+    eventually("it is saved", async || (proxy.metric("last_good_writes").await > 0.0).then_some(())).await;
+    proxy.stopped().await;
+
+    let silent = Control::start().await;
+    silent.silence();
+    let proxy = Running::start(silent.servers(), with_file).await;
+    let edge = proxy.listener("edge").await;
+    assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "one");
+    eventually("it says what it holds", async || {
+        silent.requests().iter().any(|r| r.initial_resource_versions.contains_key("shop/v1")).then_some(())
+    })
+    .await;
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_ignored() {
+    let file = support::temporary("damaged");
+    std::fs::write(&file.path, b"sluicegate-last-good 1\n0123456789abcdef\nnonsense").unwrap();
+    let dead = support::backend::dead_address().await;
+    let proxy = Running::start(vec![dead.to_string()], |s| s.last_good = Some(file.path.clone())).await;
+    let answer = get(proxy.admin, "admin", "/readyz").await.unwrap();
+    assert_eq!((answer.status, answer.text().trim()), (503, "no listeners from a server yet"));
     proxy.stopped().await;
 }

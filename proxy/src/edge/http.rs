@@ -79,6 +79,9 @@ impl Engine {
             threads: 1,
             // The policy decides how often; this is only pingora's own bound above it.
             max_retries: 16,
+            // No endpoint speaks TLS yet, so no roots of trust are needed. pingora would read the
+            // machine's at every new listener, and panic where they are broken.
+            ca_file: Some("/dev/null".to_owned()),
             ..ServerConf::default()
         };
         let engine = Self { shared, gateway, route_config, stopping };

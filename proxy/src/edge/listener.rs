@@ -219,18 +219,25 @@ async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     app: Arc<HttpProxy<Engine>>,
-    mut stopping: ShutdownWatch,
+    stopping: ShutdownWatch,
     admitted: Admitted,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!("{peer} left at once: {error}");
         return;
     }
+    // A watch of its own: the engine has still to see the change that this one sees.
+    let mut told = stopping.clone();
+    let last_call = async {
+        // An error means that the listener is gone, which is a stop too.
+        let _ = told.wait_for(|stop| *stop).await;
+        tokio::time::sleep(LAST_CALL).await;
+    };
     let downstream = tokio::select! {
         biased;
         opened = Downstream::open(stream, peer) => opened,
         // Without a request there is nothing to finish; one that is on its way may still come.
-        () = async { _ = stopping.wait_for(|stop| *stop).await; tokio::time::sleep(LAST_CALL).await } => None,
+        () = last_call => None,
     };
     let Some(downstream) = downstream else { return };
     if downstream.is_http2() {

@@ -32,6 +32,9 @@ struct State {
     /// Resources sent, with the nonce they went by.
     sent: Vec<(ResourceType, String, String)>,
     streams: usize,
+    /// Rises with every change, and the one a stream has seen last.
+    revision: u64,
+    served: u64,
     nonce: u64,
     silent: bool,
 }
@@ -81,6 +84,7 @@ impl Control {
         for (kind, name, value) in resources {
             state.resources.insert((kind, name), value);
         }
+        state.revision += 1;
         drop(state);
         self.changed.send_modify(|n| *n += 1);
     }
@@ -90,6 +94,7 @@ impl Control {
         for (kind, name) in names {
             state.resources.remove(&(kind, name.to_owned()));
         }
+        state.revision += 1;
         drop(state);
         self.changed.send_modify(|n| *n += 1);
     }
@@ -99,7 +104,8 @@ impl Control {
         eventually("everything acknowledged", async || {
             let state = self.state.lock().unwrap();
             let acks: HashSet<&str> = state.requests.iter().map(|r| r.response_nonce.as_str()).collect();
-            state.sent.iter().all(|(.., nonce)| acks.contains(nonce.as_str())).then_some(())
+            let all = state.sent.iter().all(|(.., nonce)| acks.contains(nonce.as_str()));
+            (all && state.served == state.revision).then_some(())
         })
         .await;
     }
@@ -221,6 +227,7 @@ fn difference(
     subscriptions: &mut HashMap<ResourceType, Subscription>,
 ) -> Vec<DeltaDiscoveryResponse> {
     let mut responses = Vec::new();
+    state.served = state.revision;
     if state.silent {
         return responses;
     }

@@ -36,6 +36,55 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
     }
 }
 
+/// Loopback, any free port.
+pub const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+/// Gateway `edge`, all of it to `shop/v1` with the given endpoints.
+pub fn shop(addresses: &[SocketAddr]) -> [(config::xds::ResourceType, String, Vec<u8>); 4] {
+    [
+        control::cluster("shop/v1", config::Protocol::Http),
+        control::endpoints("shop/v1", addresses),
+        control::listener("edge", ANY),
+        control::routes("edge", "shop", &[("v1", 1)]),
+    ]
+}
+
+/// A control plane that serves [`shop`], and a proxy that has applied it.
+pub struct World {
+    pub control: control::Control,
+    pub proxy: Running,
+    pub edge: SocketAddr,
+}
+
+impl World {
+    pub async fn start(addresses: &[SocketAddr]) -> Self {
+        let control = control::Control::start().await;
+        control.set(shop(addresses));
+        let proxy = Running::start(control.servers(), |_| {}).await;
+        let edge = proxy.listener("edge").await;
+        control.acknowledged().await;
+        Self { control, proxy, edge }
+    }
+}
+
+/// A path that is removed at the end.
+pub struct Temporary {
+    pub path: std::path::PathBuf,
+}
+
+/// A file of its own for a test.
+pub fn temporary(name: &str) -> Temporary {
+    let path =
+        std::env::temp_dir().join(format!("sluicegate-{name}-{}-{}", std::process::id(), fastrand::u64(..)));
+    Temporary { path }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// A proxy that runs.
 pub struct Running {
     pub admin: SocketAddr,
@@ -90,6 +139,12 @@ impl Running {
         let listeners = self.json("/listeners").await;
         let listener = listeners.as_array().unwrap().iter().find(|l| l["name"] == name)?;
         Some(listener["address"].as_str().unwrap().parse().unwrap())
+    }
+
+    /// Waits until nothing is in flight on `cluster`: a request is counted out just after its last
+    /// byte has left.
+    pub async fn idle(&self, cluster: &str) {
+        eventually("nothing in flight", async || (self.in_flight(cluster).await == 0).then_some(())).await;
     }
 
     /// Requests in flight on `cluster`, as `/clusters` tells.

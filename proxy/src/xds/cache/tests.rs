@@ -117,7 +117,7 @@ impl World {
         for change in changes {
             match change {
                 Change::Cluster(config, assignment) => {
-                    _ = self.clusters.insert(config.name.clone(), assignment)
+                    _ = self.clusters.insert(config.name.clone(), assignment);
                 }
                 Change::ClusterGone(name) => _ = self.clusters.remove(&*name),
                 Change::Routes(config) => _ = self.routes.insert(config.name.clone(), config),

@@ -1,0 +1,348 @@
+//! What happens to requests, and to those who send something else.
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use config::Protocol;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::Request;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use support::{
+    Answer, Connection, Running, World,
+    backend::{Backend, dead_address},
+    control::{Control, cluster, endpoints},
+    eventually, get,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+#[tokio::test]
+async fn requests_and_responses_pass_as_they_are() {
+    let one = Backend::start("one").await;
+    let World { proxy, edge, .. } = World::start(&[one.address]).await;
+    let stream = TcpStream::connect(edge).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("/echo?q=1")
+        .header("host", "Shop.example.com:81")
+        .header("x-forwarded-for", "10.0.0.1")
+        .body(Full::new(Bytes::from_static(b"hello")))
+        .unwrap();
+    let answer = Answer::read(sender.send_request(request).await.unwrap()).await.unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "hello"));
+    let header = |name: &str| answer.headers.get(name).map_or("", |v| v.to_str().unwrap());
+    assert_eq!(header("seen-host"), "Shop.example.com:81");
+    assert_eq!(header("seen-x-forwarded-for"), "10.0.0.1, 127.0.0.1");
+    assert_eq!(header("seen-x-forwarded-proto"), "http");
+    assert_eq!(header("server"), "backend/1");
+    let mut names: Vec<&str> = answer.headers.keys().map(http::HeaderName::as_str).collect();
+    names.retain(|name| !name.starts_with("seen-"));
+    names.sort_unstable();
+    // `connection` belongs to the hop; all others came from the backend.
+    assert_eq!(names, ["connection", "content-length", "date", "server", "x-name"]);
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn http2_with_prior_knowledge_shares_the_port_and_reaches_http2_endpoints() {
+    let (one, two) = (Backend::start("one").await, Backend::start_as("two", true).await);
+    for (address, protocol, name) in
+        [(one.address, Protocol::Http, "one"), (two.address, Protocol::H2c, "two")]
+    {
+        let control = Control::start().await;
+        control.set(support::shop(&[address]));
+        control.set([cluster("shop/v1", protocol)]);
+        let proxy = Running::start(control.servers(), |_| {}).await;
+        let edge = proxy.listener("edge").await;
+        assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), name);
+
+        let stream = TcpStream::connect(edge).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..3 {
+            let request =
+                Request::post("http://a.com/echo").body(Full::new(Bytes::from_static(b"x"))).unwrap();
+            let answer = Answer::read(sender.send_request(request).await.unwrap()).await.unwrap();
+            assert_eq!((answer.status, answer.text().as_str()), (200, "x"), "{name}");
+            assert_eq!(answer.headers["x-name"], name);
+        }
+        eventually("nothing in flight", async || (proxy.in_flight("shop/v1").await == 0).then_some(())).await;
+        proxy.stopped().await;
+    }
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_costs_no_request_while_another_one_lives() {
+    let one = Backend::start("one").await;
+    let (dead, deader) = (dead_address().await, dead_address().await);
+    let World { proxy, edge, .. } = World::start(&[dead, one.address, deader]).await;
+    let mut connection = Connection::open(edge).await.unwrap();
+    for _ in 0..50 {
+        let answer = connection.get("a.com", "/").await.unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "one"));
+    }
+    assert!(proxy.metric("retries_total").await > 0.0);
+    proxy.idle("shop/v1").await;
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_backend_that_is_killed_loses_no_idempotent_request() {
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    let World { proxy, edge, .. } = World::start(&[one.address, two.address]).await;
+    let mut connection = Connection::open(edge).await.unwrap();
+    for _ in 0..20 {
+        connection.get("a.com", "/").await.unwrap();
+    }
+    drop(one);
+    for _ in 0..50 {
+        let answer = connection.get("a.com", "/").await.unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "two"));
+    }
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_refusal_says_which_version_and_what_is_wrong() {
+    let dead = dead_address().await;
+    let World { control, proxy, edge } = World::start(&[dead]).await;
+    let answer = get(edge, "a.com", "/").await.unwrap();
+    assert_eq!((answer.status, answer.headers["content-type"].to_str().unwrap()), (503, "text/plain"));
+    assert_eq!(answer.text(), "no endpoint of shop/v1 could be connected to (1 tried)\n");
+
+    control.set([endpoints("shop/v1", &[])]);
+    control.acknowledged().await;
+    let mut connection = Connection::open(edge).await.unwrap();
+    for _ in 0..3 {
+        let answer = connection.get("a.com", "/").await.unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (503, "no ready endpoint for shop/v1\n"));
+    }
+    assert!((proxy.metric("no_endpoint_total").await - 3.0).abs() < 0.1);
+    proxy.idle("shop/v1").await;
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_counted_out() {
+    let one = Backend::start("one").await;
+    let World { proxy, edge, .. } = World::start(&[one.address]).await;
+    for path in ["/wait", "/endless"] {
+        let mut stream = TcpStream::connect(edge).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        eventually("in flight", async || (proxy.in_flight("shop/v1").await == 1).then_some(())).await;
+        let clusters = proxy.json("/clusters").await;
+        assert_eq!(clusters[0]["endpoints"][0]["in_flight"], 1);
+        drop(stream);
+        eventually("counted out", async || (proxy.in_flight("shop/v1").await == 0).then_some(())).await;
+    }
+    let clusters = proxy.json("/clusters").await;
+    assert_eq!(clusters[0]["endpoints"][0]["in_flight"], 0);
+    assert!(clusters[0]["concurrency_seconds"].as_f64().unwrap() > 0.0);
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_removed_finishes_what_it_has() {
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    let World { control, proxy, edge } = World::start(&[one.address]).await;
+    let waiting = tokio::spawn(async move { get(edge, "a.com", "/wait").await.unwrap().text() });
+    eventually("in flight", async || (proxy.in_flight("shop/v1").await == 1).then_some(())).await;
+
+    control.set([endpoints("shop/v1", &[two.address])]);
+    control.acknowledged().await;
+    assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "two");
+    let clusters = proxy.json("/clusters").await;
+    let states: Vec<_> =
+        clusters[0]["endpoints"].as_array().unwrap().iter().map(|e| e["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["ready", "removed"]);
+
+    one.release.send_replace(true);
+    assert_eq!(waiting.await.unwrap(), "one");
+    eventually("it is gone", async || {
+        let clusters = proxy.json("/clusters").await;
+        (clusters[0]["endpoints"].as_array().unwrap().len() == 1).then_some(())
+    })
+    .await;
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_graceful_stop_finishes_requests_and_closes_idle_connections() {
+    let one = Backend::start("one").await;
+    let World { mut proxy, edge, .. } = World::start(&[one.address]).await;
+    let mut idle = Connection::open(edge).await.unwrap();
+    idle.get("a.com", "/").await.unwrap();
+    let silent = TcpStream::connect(edge).await.unwrap();
+    let waiting = tokio::spawn(async move { get(edge, "a.com", "/wait").await.unwrap() });
+    eventually("it has arrived", async || (one.requests() == 2).then_some(())).await;
+
+    proxy.stop();
+    eventually("the idle connection is closed", async || idle.is_closed().then_some(())).await;
+    eventually("nothing is accepted", async || TcpStream::connect(edge).await.is_err().then_some(())).await;
+    one.release.send_replace(true);
+    let answer = waiting.await.unwrap();
+    assert_eq!((answer.text().as_str(), answer.headers["connection"].to_str().unwrap()), ("one", "close"));
+    proxy.stopped().await;
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_longer_than_the_drain_timeout() {
+    let one = Backend::start("one").await;
+    let control = Control::start().await;
+    control.set(support::shop(&[one.address]));
+    let proxy = Running::start(control.servers(), |s| s.drain_timeout = Duration::from_millis(300)).await;
+    let edge = proxy.listener("edge").await;
+    let endless = tokio::spawn(async move { get(edge, "a.com", "/endless").await.is_err() });
+    eventually("in flight", async || (proxy.in_flight("shop/v1").await == 1).then_some(())).await;
+    let begun = Instant::now();
+    proxy.stopped().await;
+    assert!((Duration::from_millis(250)..Duration::from_secs(5)).contains(&begun.elapsed()));
+    assert!(endless.await.unwrap(), "what did not finish is cut off");
+}
+
+async fn exchange(edge: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(edge).await.expect("it accepts");
+    // The proxy may close before it has read all.
+    _ = stream.write_all(bytes).await;
+    let mut answer = vec![0; 4_096];
+    let read = tokio::time::timeout(support::DEADLINE, stream.read(&mut answer)).await;
+    answer.truncate(read.expect("it answers or closes").unwrap_or(0));
+    answer
+}
+
+#[tokio::test]
+async fn garbage_hurts_nobody_else() {
+    let one = Backend::start("one").await;
+    let World { proxy, edge, .. } = World::start(&[one.address]).await;
+    let seed = 21;
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut honest = Connection::open(edge).await.unwrap();
+    for round in 0..200 {
+        let mut bytes: Vec<u8> = (0..rng.usize(1..3_000)).map(|_| rng.u8(..)).collect();
+        if rng.bool() {
+            bytes.splice(0..0, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".iter().copied());
+        }
+        let mut stream = TcpStream::connect(edge).await.unwrap();
+        _ = stream.write_all(&bytes).await;
+        _ = stream.shutdown().await;
+        let closed = tokio::time::timeout(support::DEADLINE, stream.read_to_end(&mut Vec::new())).await;
+        assert!(closed.is_ok(), "seed {seed}, round {round}: neither answered nor closed");
+        if round % 20 == 0 {
+            assert_eq!(honest.get("a.com", "/").await.unwrap().text(), "one", "seed {seed}, round {round}");
+        }
+    }
+    for request in ["GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: \r\n\r\n"] {
+        let answer = exchange(edge, request.as_bytes()).await;
+        assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
+    }
+    let short = exchange(edge, b"GET / HTTP/1.0\r\n\r\n").await;
+    assert!(short.starts_with(b"HTTP/1.1 200") || short.starts_with(b"HTTP/1.0 200"), "{short:?}");
+    let large =
+        exchange(edge, format!("GET / HTTP/1.1\r\nHost: a\r\nx: {}\r\n\r\n", "y".repeat(2 << 20)).as_bytes())
+            .await;
+    assert!(
+        large.is_empty() || large.starts_with(b"HTTP/1.1 400"),
+        "{}",
+        String::from_utf8_lossy(&large[..100])
+    );
+    drop(honest);
+    eventually("all are gone", async || (proxy.metric("connections_open").await < 0.5).then_some(())).await;
+    proxy.idle("shop/v1").await;
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_gateway_service_version_and_class_and_logged() {
+    let one = Backend::start("one").await;
+    let file = support::temporary("access-log");
+    let control = Control::start().await;
+    control.set(support::shop(&[one.address]));
+    let log = config::bootstrap::AccessLog::File(file.path.clone());
+    let proxy = Running::start(control.servers(), |s| s.access_log = Some(log)).await;
+    let edge = proxy.listener("edge").await;
+    for _ in 0..5 {
+        get(edge, "a.com", "/x?secret=1").await.unwrap();
+    }
+    let of = r#"requests_total{gateway="edge",service="shop",version="v1",class="2xx"}"#;
+    eventually("they are counted", async || ((proxy.metric(of).await - 5.0).abs() < 0.1).then_some(())).await;
+    let line = eventually("a line", async || {
+        let text = std::fs::read_to_string(&file.path).unwrap();
+        (text.lines().count() == 5).then(|| text.lines().next().unwrap().to_owned())
+    })
+    .await;
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&line["gateway"], &line["service"], &line["version"]),
+        (&"edge".into(), &"shop".into(), &"v1".into())
+    );
+    assert_eq!(
+        (&line["status"], &line["attempts"], &line["bytes_sent"]),
+        (&200.into(), &1.into(), &3.into())
+    );
+    assert_eq!((&line["path"], &line["endpoint"]), (&"/x".into(), &one.address.to_string().into()));
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn adding_and_removing_endpoints_under_load_fails_no_request() {
+    let mut backends = Vec::new();
+    for i in 0..4 {
+        backends.push(Backend::start(&format!("b{i}")).await);
+    }
+    let addresses: Vec<SocketAddr> = backends.iter().map(|b| b.address).collect();
+    let World { control, proxy, edge } = World::start(&addresses).await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let stopped = stopped.clone();
+            tokio::spawn(async move {
+                let mut connection = Connection::open(edge).await.unwrap();
+                let mut count = 0;
+                while !*stopped.borrow() {
+                    assert_eq!(connection.get("a.com", "/").await.unwrap().status, 200);
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    for cycle in 0..200 {
+        let some: Vec<SocketAddr> =
+            addresses.iter().cycle().skip(cycle % 4).take(1 + cycle % 3).copied().collect();
+        control.set([endpoints("shop/v1", &some)]);
+        control.acknowledged().await;
+    }
+    stop.send_replace(true);
+    let mut total = 0;
+    for client in clients {
+        total += client.await.unwrap();
+    }
+    assert!(total > 200, "there was load: {total}");
+    proxy.idle("shop/v1").await;
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_head_request_to_a_missing_route_has_no_body() {
+    let World { proxy, edge, .. } = World::start(&[]).await;
+    let stream = TcpStream::connect(edge).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..2 {
+        let request = Request::head("/").header("host", "a").body(Empty::<Bytes>::new()).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 503);
+        assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+        sender.ready().await.unwrap();
+    }
+    proxy.stopped().await;
+}
