@@ -32,7 +32,7 @@ async fn an_endpoint_that_is_added_is_served_and_one_that_is_removed_is_not() {
     let before = one.requests();
     let mut connection = Connection::open(edge).await.unwrap();
     for _ in 0..50 {
-        assert_eq!(connection.get("a.com", "/").await.unwrap().text(), "two");
+        assert_eq!(connection.get_soon("a.com", "/").await.unwrap().text(), "two");
     }
     assert_eq!(one.requests(), before, "an acknowledged removal admits no request");
     proxy.stopped().await;
@@ -54,7 +54,7 @@ async fn a_split_shifts_traffic_with_the_acknowledgement() {
         control.acknowledged().await;
         let mut second = 0;
         for _ in 0..200 {
-            second += usize::from(connection.get("a.com", "/").await.unwrap().text() == "two");
+            second += usize::from(connection.get_soon("a.com", "/").await.unwrap().text() == "two");
         }
         assert!(range.contains(&second), "{weights:?}: {second} of 200");
     }
@@ -66,7 +66,7 @@ async fn listeners_are_added_moved_and_removed_while_running() {
     let one = Backend::start("one").await;
     let World { control, proxy, edge } = World::start(&[one.address]).await;
     let mut kept = Connection::open(edge).await.unwrap();
-    kept.get("a.com", "/").await.unwrap();
+    kept.get_soon("a.com", "/").await.unwrap();
 
     control.set([listener("second", ANY), routes("second", "shop", &[("v1", 1)])]);
     let second = proxy.listener("second").await;
@@ -108,6 +108,22 @@ async fn an_address_in_use_is_refused_by_name_and_taken_when_it_is_free() {
     drop(taken);
     assert_eq!(proxy.listener("second").await, address);
     assert_eq!(get(address, "a.com", "/").await.unwrap().text(), "one");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_listener_whose_new_address_overlaps_its_old_one_moves() {
+    let one = Backend::start("one").await;
+    let World { control, proxy, edge } = World::start(&[one.address]).await;
+    let everywhere = SocketAddr::from(([0, 0, 0, 0], support::backend::dead_address().await.port()));
+    let narrow = SocketAddr::from(([127, 0, 0, 1], everywhere.port()));
+    for address in [everywhere, narrow] {
+        control.set([listener("edge", address)]);
+        eventually("it has moved", async || (proxy.listener_now("edge").await? == address).then_some(()))
+            .await;
+        assert_eq!(get(narrow, "a.com", "/").await.unwrap().text(), "one");
+    }
+    assert_ne!(edge, narrow);
     proxy.stopped().await;
 }
 

@@ -86,7 +86,7 @@ async fn a_dead_endpoint_costs_no_request_while_another_one_lives() {
     let World { proxy, edge, .. } = World::start(&[dead, one.address, deader]).await;
     let mut connection = Connection::open(edge).await.unwrap();
     for _ in 0..50 {
-        let answer = connection.get("a.com", "/").await.unwrap();
+        let answer = connection.get_soon("a.com", "/").await.unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "one"));
     }
     assert!(proxy.metric("retries_total").await > 0.0);
@@ -100,11 +100,11 @@ async fn a_backend_that_is_killed_loses_no_idempotent_request() {
     let World { proxy, edge, .. } = World::start(&[one.address, two.address]).await;
     let mut connection = Connection::open(edge).await.unwrap();
     for _ in 0..20 {
-        connection.get("a.com", "/").await.unwrap();
+        connection.get_soon("a.com", "/").await.unwrap();
     }
     drop(one);
     for _ in 0..50 {
-        let answer = connection.get("a.com", "/").await.unwrap();
+        let answer = connection.get_soon("a.com", "/").await.unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "two"));
     }
     proxy.stopped().await;
@@ -122,7 +122,7 @@ async fn a_refusal_says_which_version_and_what_is_wrong() {
     control.acknowledged().await;
     let mut connection = Connection::open(edge).await.unwrap();
     for _ in 0..3 {
-        let answer = connection.get("a.com", "/").await.unwrap();
+        let answer = connection.get_soon("a.com", "/").await.unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (503, "no ready endpoint for shop/v1\n"));
     }
     assert!((proxy.metric("no_endpoint_total").await - 3.0).abs() < 0.1);
@@ -179,7 +179,7 @@ async fn a_graceful_stop_finishes_requests_and_closes_idle_connections() {
     let one = Backend::start("one").await;
     let World { mut proxy, edge, .. } = World::start(&[one.address]).await;
     let mut idle = Connection::open(edge).await.unwrap();
-    idle.get("a.com", "/").await.unwrap();
+    idle.get_soon("a.com", "/").await.unwrap();
     let silent = TcpStream::connect(edge).await.unwrap();
     let waiting = tokio::spawn(async move { get(edge, "a.com", "/wait").await.unwrap() });
     eventually("it has arrived", async || (one.requests() == 2).then_some(())).await;
@@ -237,7 +237,11 @@ async fn garbage_hurts_nobody_else() {
         let closed = tokio::time::timeout(support::DEADLINE, stream.read_to_end(&mut Vec::new())).await;
         assert!(closed.is_ok(), "seed {seed}, round {round}: neither answered nor closed");
         if round % 20 == 0 {
-            assert_eq!(honest.get("a.com", "/").await.unwrap().text(), "one", "seed {seed}, round {round}");
+            assert_eq!(
+                honest.get_soon("a.com", "/").await.unwrap().text(),
+                "one",
+                "seed {seed}, round {round}"
+            );
         }
     }
     for request in ["GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: \r\n\r\n"] {
@@ -308,7 +312,7 @@ async fn adding_and_removing_endpoints_under_load_fails_no_request() {
                 let mut connection = Connection::open(edge).await.unwrap();
                 let mut count = 0;
                 while !*stopped.borrow() {
-                    assert_eq!(connection.get("a.com", "/").await.unwrap().status, 200);
+                    assert_eq!(connection.get_soon("a.com", "/").await.unwrap().status, 200);
                     count += 1;
                 }
                 count
@@ -345,4 +349,68 @@ async fn a_head_request_to_a_missing_route_has_no_body() {
         sender.ready().await.unwrap();
     }
     proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_response_is_passed_on_as_it_comes() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let World { proxy, edge, .. } = World::start(&[listener.local_addr().unwrap()]).await;
+    let mut client = TcpStream::connect(edge).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let (mut backend, _) = listener.accept().await.unwrap();
+    // Each piece must arrive before the next one is sent.
+    let pieces = ["HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n", "abc", "def"];
+    let mut seen = String::new();
+    for piece in pieces {
+        backend.write_all(piece.as_bytes()).await.unwrap();
+        let end = if piece.len() > 3 { "\r\n\r\n" } else { piece };
+        while !seen.ends_with(end) {
+            let mut buffer = vec![0; 1_000];
+            let read = tokio::time::timeout(support::DEADLINE, client.read(&mut buffer)).await;
+            let n = read.unwrap_or_else(|_| panic!("{piece:?} is held back after {seen:?}")).unwrap();
+            assert!(n > 0, "closed after {seen:?}");
+            seen.push_str(std::str::from_utf8(&buffer[..n]).unwrap());
+        }
+    }
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn a_request_that_may_have_been_received_is_repeated_only_if_that_is_harmless() {
+    for (method, harmless) in [("GET", true), ("POST", false)] {
+        let fickle = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let World { proxy, edge, .. } = World::start(&[fickle.local_addr().unwrap()]).await;
+        // Answers the first request of a connection, and closes it at the second.
+        let received = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counter = std::sync::Arc::clone(&received);
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = fickle.accept().await.unwrap();
+                let mut buffer = [0; 4_096];
+                assert!(stream.read(&mut buffer).await.unwrap() > 0);
+                counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+                if stream.read(&mut buffer).await.unwrap_or(0) > 0 {
+                    counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                }
+            }
+        });
+        let mut connection = Connection::open(edge).await.unwrap();
+        assert_eq!(connection.get_soon("a", "/").await.unwrap().status, 200);
+        let mut stream = TcpStream::connect(edge).await.unwrap();
+        let request = format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 4_096];
+        let n = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..n]);
+        let received = received.load(std::sync::atomic::Ordering::SeqCst);
+        if harmless {
+            assert!(answer.starts_with("HTTP/1.1 200"), "{method}: {answer}");
+            assert_eq!(received, 3, "{method}");
+        } else {
+            assert!(answer.starts_with("HTTP/1.1 502"), "{method}: {answer}");
+            assert_eq!(received, 2, "{method}");
+        }
+        proxy.stopped().await;
+    }
 }

@@ -1,7 +1,8 @@
 //! One client connection, as pingora wants to see it. Beyond passing bytes on, it
 //! - knows from the first bytes whether the client speaks HTTP/2 with prior knowledge, however few
 //!   bytes a first HTTP/1 request has;
-//! - gathers small writes, so that a head and a short body leave in one segment;
+//! - gathers small writes, so that a head and a short body leave in one segment, but never waits for
+//!   the client while it owes the client bytes;
 //! - ends a connection whose request head does not arrive in [`HEAD_TIMEOUT`].
 
 use std::{
@@ -127,7 +128,13 @@ impl AsyncRead for Downstream {
             return Poll::Ready(self.on_bytes());
         }
         let before = buf.filled().len();
-        ready!(Pin::new(self.stream.get_mut()).poll_read(cx, buf))?;
+        let read = Pin::new(self.stream.get_mut()).poll_read(cx, buf);
+        if read.is_pending() && !self.stream.buffer().is_empty() {
+            // pingora leaves a head with a length unflushed until its body comes, which may be long.
+            // An error shows again at the next write.
+            let _ = Pin::new(&mut self.stream).poll_flush(cx);
+        }
+        ready!(read)?;
         Poll::Ready(if buf.filled().len() > before { self.on_bytes() } else { Ok(()) })
     }
 }

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     access_log::{self, Line},
     cluster::Cluster,
-    load::{EndpointLoad, Series, now_micros},
+    load::{EndpointLoad, now_micros},
     shared::Shared,
 };
 
@@ -59,8 +59,6 @@ pub(super) struct Engine {
 pub(super) struct Request {
     since: u64,
     journey: Option<Journey>,
-    /// Where it is counted: its version's, or its gateway's when it has no route.
-    series: Option<Arc<Series>>,
     refusal: Option<Refusal>,
     counted: bool,
 }
@@ -105,17 +103,7 @@ impl Engine {
         let asked = Head { host, path: head.uri.path(), headers: &head.headers };
         let route_config = self.route_config.load();
         let cluster = policy::route(&self.shared.live.load(), &route_config, asked, &mut rng)?;
-        match Journey::begin(cluster, &self.gateway, &mut rng) {
-            Ok(journey) => {
-                request.series = Some(Arc::clone(journey.series()));
-                request.journey = Some(journey);
-                Ok(())
-            }
-            Err((refusal, series)) => {
-                request.series = Some(series);
-                Err(refusal)
-            }
-        }
+        request.journey.insert(Journey::new(cluster, &self.gateway)).begin(&mut rng)
     }
 
     /// Counts the request out; once, whichever way it ended.
@@ -125,9 +113,11 @@ impl Engine {
         }
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         let micros = now_micros().saturating_sub(request.since);
-        let series = request.series.take().unwrap_or_else(|| policy::unrouted(&self.shared, &self.gateway));
-        series.finished(status, micros);
         let journey = request.journey.take();
+        match &journey {
+            Some(journey) => journey.series().finished(status, micros),
+            None => self.shared.unrouted_of(&self.gateway).finished(status, micros),
+        }
         if let Some(log) = &self.shared.access_log {
             let head = session.req_header();
             let empty = || Arc::<str>::from("");
@@ -202,7 +192,7 @@ impl ProxyHttp for Engine {
     type CTX = Request;
 
     fn new_ctx(&self) -> Request {
-        Request { since: now_micros(), journey: None, series: None, refusal: None, counted: false }
+        Request { since: now_micros(), journey: None, refusal: None, counted: false }
     }
 
     /// No modules: responses pass as they are.

@@ -99,7 +99,15 @@ impl Listeners {
                     retired.extend(self.running.insert(config.name.clone(), started));
                     Ok(())
                 }
-                Err(error) => Err(format!("cannot listen on {}: {error}", config.address)),
+                Err(error) => {
+                    // `0.0.0.0:80` → `127.0.0.1:80`: it stands in its own way, so that it has to
+                    // leave before it can come. The next attempt will find the port free.
+                    let own = self.running.get(&config.name).map(|running| running.bound.port());
+                    if error.kind() == io::ErrorKind::AddrInUse && own == Some(config.address.port()) {
+                        retired.extend(self.running.remove(&config.name));
+                    }
+                    Err(format!("cannot listen on {}: {error}", config.address))
+                }
             };
             outcomes.push((config.name.clone(), outcome));
         }

@@ -14,7 +14,6 @@ use crate::{
     cluster::{Cluster, Endpoint},
     load::{EndpointLoad, Series, VersionLoad, now_micros},
     route::NoRoute,
-    shared::Shared,
     table::RoutingTable,
 };
 
@@ -84,9 +83,6 @@ impl fmt::Display for Refusal {
             Self::NoRoute(path) => write!(f, "no route for path {path:.SHOWN$}"),
             Self::NoCluster(cluster) => write!(f, "{cluster} is not known to this proxy"),
             Self::NoEndpoint(cluster) => write!(f, "no ready endpoint for {cluster}"),
-            Self::Unreachable { cluster, attempts: 1 } => {
-                write!(f, "no endpoint of {cluster} could be connected to (1 tried)")
-            }
             Self::Unreachable { cluster, attempts } => {
                 write!(f, "no endpoint of {cluster} could be connected to ({attempts} tried)")
             }
@@ -141,24 +137,23 @@ pub(crate) struct Journey {
 }
 
 impl Journey {
-    /// Begins: a version was drawn; an endpoint of it is picked.
+    /// Begins: a version was drawn. No endpoint is picked yet.
+    pub(crate) fn new(cluster: Arc<Cluster>, gateway: &Arc<str>) -> Self {
+        let series = cluster.load.series(gateway);
+        let version = InFlight::start(Arc::clone(&cluster.load));
+        Self { cluster, series, version, endpoint: None, tried: Vec::new(), attempts: 0 }
+    }
+
+    /// Picks the first endpoint.
     ///
     /// # Errors
     /// [`Refusal::NoEndpoint`] when none is ready. It is counted.
-    pub(crate) fn begin(
-        cluster: Arc<Cluster>,
-        gateway: &Arc<str>,
-        rng: &mut fastrand::Rng,
-    ) -> Result<Self, (Refusal, Arc<Series>)> {
-        let series = cluster.load.series(gateway);
-        let version = InFlight::start(Arc::clone(&cluster.load));
-        let mut journey = Self { cluster, series, version, endpoint: None, tried: Vec::new(), attempts: 0 };
-        if journey.next_endpoint(rng) {
-            Ok(journey)
-        } else {
-            journey.series.no_endpoint.fetch_add(1, Ordering::Relaxed);
-            Err((Refusal::NoEndpoint(journey.cluster.config.name.clone()), journey.series))
+    pub(crate) fn begin(&mut self, rng: &mut fastrand::Rng) -> Result<(), Refusal> {
+        if self.next_endpoint(rng) {
+            return Ok(());
         }
+        self.series.no_endpoint.fetch_add(1, Ordering::Relaxed);
+        Err(Refusal::NoEndpoint(self.cluster.config.name.clone()))
     }
 
     fn next_endpoint(&mut self, rng: &mut fastrand::Rng) -> bool {
@@ -235,11 +230,6 @@ impl Journey {
 /// The address of an endpoint that is being tried, for people.
 pub(crate) fn address(journey: &Journey) -> Option<SocketAddr> {
     journey.endpoint().map(|load| load.address)
-}
-
-/// The counters for requests that were not routed.
-pub(crate) fn unrouted(shared: &Shared, gateway: &Arc<str>) -> Arc<Series> {
-    shared.unrouted_of(gateway)
 }
 
 /// One request counted in; counts it out when dropped, whatever the way.
@@ -324,10 +314,10 @@ mod tests {
             assert_eq!((refusal.status().as_u16(), refusal.to_string().as_str()), (status, text));
         }
         let cluster = routed(&live, "edge", "a.com", "/shop/1").unwrap();
-        let (refusal, series) =
-            Journey::begin(cluster, &"edge".into(), &mut fastrand::Rng::with_seed(1)).unwrap_err();
+        let mut journey = Journey::new(cluster, &"edge".into());
+        let refusal = journey.begin(&mut fastrand::Rng::with_seed(1)).unwrap_err();
         assert_eq!(refusal.to_string(), "no ready endpoint for shop/v1");
-        assert_eq!(series.no_endpoint.load(Ordering::Relaxed), 1);
+        assert_eq!(journey.series().no_endpoint.load(Ordering::Relaxed), 1);
         let long = Refusal::NoRoute("é".repeat(5_000)).to_string();
         assert!(long.chars().count() < 200);
     }
@@ -339,7 +329,8 @@ mod tests {
             let live = world(&ports);
             let cluster = routed(&live, "edge", "a.com", "/shop").unwrap();
             let mut rng = fastrand::Rng::with_seed(4);
-            let mut journey = Journey::begin(Arc::clone(&cluster), &"edge".into(), &mut rng).unwrap();
+            let mut journey = Journey::new(Arc::clone(&cluster), &"edge".into());
+            journey.begin(&mut rng).unwrap();
             let mut seen = vec![address(&journey).unwrap()];
             while journey.connect_failed(&mut rng) {
                 let next = address(&journey).unwrap();

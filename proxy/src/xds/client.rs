@@ -42,7 +42,10 @@ const OUTBOX: (usize, Duration) = (256, Duration::from_secs(10));
 /// How long a server may take to answer at start before the last good configuration is used.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
 /// How often a listener that could not be bound is tried again.
-const BIND_RETRY: Duration = Duration::from_secs(1);
+const BIND_RETRY: Duration = Duration::from_millis(250);
+/// Flow-control windows of HTTP/2, in bytes, for a stream and a connection: the default of 64 KiB
+/// makes a large response wait for a round trip every 64 KiB.
+const WINDOWS: (u32, u32) = (2 << 20, 4 << 20);
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +79,7 @@ pub(crate) struct Client {
     started: Instant,
     answered: bool,
     ready: bool,
+    stopping: bool,
     server: Option<String>,
     retry_binding: Option<Instant>,
     /// Whether something is held that was not handed to the saver.
@@ -101,6 +105,7 @@ impl Client {
             started: Instant::now(),
             answered: false,
             ready: false,
+            stopping: false,
             server: None,
             retry_binding: None,
             unsaved: false,
@@ -114,6 +119,9 @@ impl Client {
             () = self.follow() => {}
         }
         self.listeners.stop_all();
+        // Whatever sends requests here should send them elsewhere now.
+        self.stopping = true;
+        self.show();
     }
 
     /// Never returns: without a server the proxy goes on with what it has.
@@ -164,7 +172,9 @@ impl Client {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE.0)
             .keep_alive_timeout(KEEP_ALIVE.1)
-            .keep_alive_while_idle(true);
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(WINDOWS.0)
+            .initial_connection_window_size(WINDOWS.1);
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect());
         let channel = self.waiting_for(connecting).await.map_err(|_| StreamError::ConnectTimeout)??;
         let mut client =
@@ -362,7 +372,11 @@ impl Client {
 
     /// Shows the state to the admin interface.
     fn show(&mut self) {
-        let not_ready = if self.ready { None } else { self.cache.not_ready() };
+        let not_ready = match (self.stopping, self.ready) {
+            (true, _) => Some("stopping".to_owned()),
+            (false, true) => None,
+            (false, false) => self.cache.not_ready(),
+        };
         self.ready |= not_ready.is_none();
         self.shared.xds.warming_timeouts.store(self.cache.warming_timeouts(), Ordering::Relaxed);
         self.shared.configuration.store(Arc::new(ConfigurationView {

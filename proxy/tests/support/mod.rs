@@ -184,7 +184,7 @@ pub async fn get(
     host: &str,
     path: &str,
 ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
-    Connection::open(to).await?.get(host, path).await
+    Connection::open(to).await?.get_soon(host, path).await
 }
 
 /// A client connection that is kept alive.
@@ -205,9 +205,21 @@ impl Connection {
         host: &str,
         path: &str,
     ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
-        self.sender.ready().await?;
         let request = Request::get(path).header("host", host).body(Empty::new())?;
-        Ok(Answer::read(self.sender.send_request(request).await?).await?)
+        let answer = async {
+            self.sender.ready().await?;
+            Answer::read(self.sender.send_request(request).await?).await
+        };
+        Ok(answer.await?)
+    }
+
+    /// Like [`Self::get`], and fails when the answer takes too long.
+    pub async fn get_soon(
+        &mut self,
+        host: &str,
+        path: &str,
+    ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        tokio::time::timeout(DEADLINE, self.get(host, path)).await.expect("an answer in time")
     }
 
     /// Whether the proxy has closed it.
