@@ -1,18 +1,18 @@
 //! The data plane of Sluicegate: an edge proxy that follows any standard xDS server.
 //!
 //! # Rooms
-//! - [`xds`]: the client. `cache` (pure: responses → changes, then ACK or NACK), `client` (stream,
+//! - `xds`: the client. `cache` (pure: responses → changes, then ACK or NACK), `client` (stream,
 //!   reconnect, failover), `last_good` (the file that stands in when no server answers).
-//! - [`table`]: the routing table, one immutable value behind one `ArcSwap`; made of [`route`]
-//!   (host, path, headers → split) and [`cluster`] (a version and its endpoints).
-//! - [`balance`]: choosing a version and an endpoint. [`load`]: what is in flight, exactly, over time.
-//! - [`edge`]: listeners, the HTTP engine, and `policy`, which decides for it.
-//! - [`admin`], [`metrics`], [`access_log`]: looking in. [`shared`]: what the runtimes share.
+//! - `table`: the routing table, one immutable value behind one `ArcSwap`; made of `route`
+//!   (host, path, headers → split) and `cluster` (a version and its endpoints).
+//! - `balance`: choosing a version and an endpoint. `load`: what is in flight, exactly, over time.
+//! - `edge`: listeners, the HTTP engine, and `policy`, which decides for it.
+//! - `admin`, `metrics`, `access_log`: looking in. `shared`: what the runtimes share.
 //!
 //! # Two runtimes
 //! Requests are served on a runtime of their own. The xDS client, the admin interface and the
 //! writing of files run on the caller's, so that neither can starve the other. They meet in
-//! [`shared`]: an update swaps a pointer there, a request loads it once.
+//! `shared`: an update swaps a pointer there, a request loads it once.
 //!
 //! # Architecture invariants
 //! - `xds::cache`, `route`, `cluster`, `balance`, `load` and `edge::policy` do no I/O. What does I/O

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use config::{Protocol, xds::ResourceType};
 use support::{
     ANY, Connection, Running, World,
-    backend::Backend,
+    backend::{Backend, Dead, free_address},
     control::{Control, cluster, endpoints, listener, routes},
     eventually, get,
 };
@@ -73,7 +73,7 @@ async fn listeners_are_added_moved_and_removed_while_running() {
     assert_eq!(get(second, "a.com", "/").await.unwrap().text(), "one");
 
     // Moved: the new address serves, the old one no longer accepts, an idle connection is closed.
-    let free = support::backend::dead_address().await;
+    let free = free_address();
     control.set([listener("edge", free)]);
     eventually("it has moved", async || (proxy.listener_now("edge").await? == free).then_some(())).await;
     assert_eq!(get(free, "a.com", "/").await.unwrap().text(), "one");
@@ -115,7 +115,7 @@ async fn an_address_in_use_is_refused_by_name_and_taken_when_it_is_free() {
 async fn a_listener_whose_new_address_overlaps_its_old_one_moves() {
     let one = Backend::start("one").await;
     let World { control, proxy, edge } = World::start(&[one.address]).await;
-    let everywhere = SocketAddr::from(([0, 0, 0, 0], support::backend::dead_address().await.port()));
+    let everywhere = SocketAddr::from(([0, 0, 0, 0], free_address().port()));
     let narrow = SocketAddr::from(([127, 0, 0, 1], everywhere.port()));
     for address in [everywhere, narrow] {
         control.set([listener("edge", address)]);
@@ -156,10 +156,10 @@ async fn traffic_goes_on_without_a_server_and_nothing_held_is_sent_again() {
 #[tokio::test]
 async fn the_next_server_is_used_when_the_first_is_away() {
     let one = Backend::start("one").await;
-    let dead = support::backend::dead_address().await;
+    let dead = Dead::new();
     let control = Control::start().await;
     control.set(support::shop(&[one.address]));
-    let servers = vec![dead.to_string(), control.address.to_string()];
+    let servers = vec![dead.address.to_string(), control.address.to_string()];
     let proxy = Running::start(servers, |_| {}).await;
     let edge: SocketAddr = proxy.listener("edge").await;
     assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "one");
@@ -227,8 +227,9 @@ async fn the_last_good_configuration_serves_when_a_server_accepts_but_never_answ
 async fn a_damaged_file_is_ignored() {
     let file = support::temporary("damaged");
     std::fs::write(&file.path, b"sluicegate-last-good 1\n0123456789abcdef\nnonsense").unwrap();
-    let dead = support::backend::dead_address().await;
-    let proxy = Running::start(vec![dead.to_string()], |s| s.last_good = Some(file.path.clone())).await;
+    let dead = Dead::new();
+    let proxy =
+        Running::start(vec![dead.address.to_string()], |s| s.last_good = Some(file.path.clone())).await;
     let answer = get(proxy.admin, "admin", "/readyz").await.unwrap();
     assert_eq!((answer.status, answer.text().trim()), (503, "no listeners from a server yet"));
     proxy.stopped().await;

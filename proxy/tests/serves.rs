@@ -14,7 +14,7 @@ use hyper::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use support::{
     Answer, Connection, Running, World,
-    backend::{Backend, dead_address},
+    backend::{Backend, Dead},
     control::{Control, cluster, endpoints},
     eventually, get,
 };
@@ -82,8 +82,8 @@ async fn http2_with_prior_knowledge_shares_the_port_and_reaches_http2_endpoints(
 #[tokio::test]
 async fn a_dead_endpoint_costs_no_request_while_another_one_lives() {
     let one = Backend::start("one").await;
-    let (dead, deader) = (dead_address().await, dead_address().await);
-    let World { proxy, edge, .. } = World::start(&[dead, one.address, deader]).await;
+    let (dead, deader) = (Dead::new(), Dead::new());
+    let World { proxy, edge, .. } = World::start(&[dead.address, one.address, deader.address]).await;
     let mut connection = Connection::open(edge).await.unwrap();
     for _ in 0..50 {
         let answer = connection.get_soon("a.com", "/").await.unwrap();
@@ -112,8 +112,8 @@ async fn a_backend_that_is_killed_loses_no_idempotent_request() {
 
 #[tokio::test]
 async fn a_refusal_says_which_version_and_what_is_wrong() {
-    let dead = dead_address().await;
-    let World { control, proxy, edge } = World::start(&[dead]).await;
+    let dead = Dead::new();
+    let World { control, proxy, edge } = World::start(&[dead.address]).await;
     let answer = get(edge, "a.com", "/").await.unwrap();
     assert_eq!((answer.status, answer.headers["content-type"].to_str().unwrap()), (503, "text/plain"));
     assert_eq!(answer.text(), "no endpoint of shop/v1 could be connected to (1 tried)\n");

@@ -13,7 +13,11 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+    task::JoinHandle,
+};
 
 /// A backend that runs until it is dropped; then its connections break, as on `kill -9`.
 pub struct Backend {
@@ -108,8 +112,28 @@ impl hyper::body::Body for Endless {
     }
 }
 
-/// An address that refuses connections.
-pub async fn dead_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
+/// An address that refuses connections, and that nothing else gets while this lives.
+pub struct Dead {
+    pub address: SocketAddr,
+    _socket: TcpSocket,
+}
+
+impl Dead {
+    pub fn new() -> Self {
+        // Bound, so that it is taken; not listening, so that connecting is refused.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(super::ANY).unwrap();
+        Self { address: socket.local_addr().unwrap(), _socket: socket }
+    }
+}
+
+/// An address nothing listens on; outside the range from which port 0 is served, so that no other
+/// test gets it by chance.
+pub fn free_address() -> SocketAddr {
+    loop {
+        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(20_000..30_000)));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
