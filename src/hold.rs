@@ -5,7 +5,7 @@ use std::{convert::Infallible, time::Duration};
 use config::{ClusterName, EndpointId};
 use hyper::{Method, StatusCode};
 use tokio::time::{Instant, sleep};
-use xds_server::api::types::{EndpointBody, WriteAnswer};
+use xds_server::api::types::{EndpointBody, ErrorAnswer, WriteAnswer};
 
 use crate::{
     client::{Client, Error},
@@ -37,9 +37,18 @@ pub(crate) enum State {
     Lost(String),
 }
 
+/// How a connection that held a registration ended.
+enum Ended {
+    /// It broke, or did not come about; the next may do better.
+    Broke(Error),
+    /// The server ended the registration: it was deleted, or another instance has its id.
+    Over(Error),
+}
+
 impl Registration {
     /// Registers, and again whenever the connection is lost, until this is dropped. What the server
-    /// refuses at the first try is an error; later it may be that the server is not what it was.
+    /// refuses at the first try is an error; later it may be that the server is not what it was. It
+    /// is an error too when the registration was deleted or taken over: coming back would undo it.
     ///
     /// Not polling this keeps the connection, and so the registration, but does not renew it.
     pub(crate) async fn hold(
@@ -57,10 +66,11 @@ impl Registration {
                 said.clear();
                 tell(State::Held(answer));
             });
-            let error = error.await;
-            if !was_held && is_final(&error) {
-                return Err(error);
-            }
+            let error = match error.await {
+                Ended::Over(error) => return Err(error),
+                Ended::Broke(error) if !was_held && is_final(&error) => return Err(error),
+                Ended::Broke(error) => error,
+            };
             let reason = error.to_string();
             if reason != said {
                 tell(State::Lost(reason.clone()));
@@ -74,30 +84,39 @@ impl Registration {
     }
 
     /// One connection, to its end; returns why it ended.
-    async fn hold_once(&self, client: &Client, held: impl FnOnce(WriteAnswer)) -> Error {
-        let gone =
-            |cause: &str| Error::Unreachable { api: client.base().to_owned(), cause: cause.to_owned() };
+    async fn hold_once(&self, client: &Client, held: impl FnOnce(WriteAnswer)) -> Ended {
+        let api = || client.base().to_owned();
+        let gone = |cause: &str| Ended::Broke(Error::Unreachable { api: api(), cause: cause.to_owned() });
+        let foreign =
+            |what: serde_json::Error| Ended::Broke(Error::Foreign { api: api(), what: what.to_string() });
         let path = format!("{}/hold", endpoint_path(&self.cluster, &self.id));
         let call = client.call(Method::POST, path).json(&self.body);
         let mut lines = match call.stream().await {
             Ok(lines) => lines,
-            Err(error) => return error,
+            Err(error) => return Ended::Broke(error),
         };
         match lines.next_within(SILENCE).await {
             Ok(Some(first)) => match serde_json::from_slice(&first) {
                 Ok(answer) => held(answer),
-                Err(error) => {
-                    return Error::Foreign { api: client.base().to_owned(), what: error.to_string() };
-                }
+                Err(error) => return foreign(error),
             },
             Ok(None) => return gone("the server ended the registration before it began"),
-            Err(error) => return error,
+            Err(error) => return Ended::Broke(error),
         }
         loop {
             match lines.next_within(SILENCE).await {
-                Ok(Some(_)) => {}
+                Ok(Some(line)) if line.trim_ascii().is_empty() => {}
+                // Anything but a heartbeat says why the registration is over.
+                Ok(Some(line)) => {
+                    return match serde_json::from_slice::<ErrorAnswer>(&line) {
+                        Ok(answer) => {
+                            Ended::Over(Error::Refused { status: StatusCode::CONFLICT, body: answer.error })
+                        }
+                        Err(error) => foreign(error),
+                    };
+                }
                 Ok(None) => return gone("the server ended the registration"),
-                Err(error) => return error,
+                Err(error) => return Ended::Broke(error),
             }
         }
     }
@@ -216,6 +235,14 @@ mod tests {
         }
         // Held, lost, refused (the server had forgotten the service for a moment), held.
         assert_eq!(*states.lock().unwrap(), [true, false, false, true]);
+    }
+
+    #[tokio::test]
+    async fn a_registration_that_was_taken_over_does_not_come_back() {
+        let taken = format!("{ANSWER}\n{}", NOT_FOUND.replace("not_found", "conflict"));
+        let (client, _requests) = server(vec![Reply::Open(taken, Duration::from_secs(5))]).await;
+        let Err(error) = registration().hold(&client, |_| {}).await;
+        assert_eq!(error.exit_code(), crate::exit::FAILED);
     }
 
     #[tokio::test]

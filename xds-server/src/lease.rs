@@ -15,7 +15,10 @@ use std::{
 
 use config::{ClusterName, EndpointId, Lease};
 use dashmap::{DashMap, Entry};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
 /// Identifies a registered endpoint.
 pub type Key = (ClusterName, EndpointId);
@@ -36,8 +39,24 @@ pub struct Leases {
 enum Term {
     /// Ends at `deadline` unless renewed; the queue looks at it at `queued`, which is not later.
     Until { deadline: Instant, ttl: Duration, queued: Instant },
-    /// Ends with a connection.
-    Held(HoldToken),
+    /// Ends with a connection, which is told when something else ends it.
+    Held(HoldToken, oneshot::Sender<Displaced>),
+}
+
+/// Why a connection no longer keeps its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Displaced {
+    /// The endpoint was registered anew by somebody else.
+    Replaced,
+    /// The endpoint was deleted.
+    Deleted,
+}
+
+/// A connection that is to keep an endpoint.
+#[derive(Debug)]
+pub struct Holder {
+    token: HoldToken,
+    displaced: oneshot::Sender<Displaced>,
 }
 
 /// Why an endpoint should be removed, to be checked again at the moment of removal.
@@ -50,25 +69,32 @@ pub enum Ended {
 }
 
 impl Leases {
-    /// A token for a registration by connection.
-    pub fn token(&self) -> HoldToken {
-        self.tokens.fetch_add(1, Ordering::Relaxed) + 1
+    /// A registration by connection that is about to start: what to start it with, and what its
+    /// connection keeps.
+    pub fn holder(&self) -> (Holder, HoldToken, oneshot::Receiver<Displaced>) {
+        let token = self.tokens.fetch_add(1, Ordering::Relaxed) + 1;
+        let (displaced, told) = oneshot::channel();
+        (Holder { token, displaced }, token, told)
     }
 
     /// Starts the term of an endpoint that was just registered, or ends the one it had.
     /// `hold` is the connection that keeps it; without one, [`Lease::Connection`] means that the
     /// connection has to come back within `grace`.
-    pub fn start(&self, key: &Key, lease: Lease, hold: Option<HoldToken>, grace: Duration) {
-        match (hold, lease.term(grace)) {
-            (Some(token), _) => drop(self.terms.insert(key.clone(), Term::Held(token))),
+    pub fn start(&self, key: &Key, lease: Lease, hold: Option<Holder>, grace: Duration) {
+        let before = match (hold, lease.term(grace)) {
+            (Some(Holder { token, displaced }), _) => {
+                self.terms.insert(key.clone(), Term::Held(token, displaced))
+            }
             (None, Some(ttl)) => self.start_term(key, ttl),
-            (None, None) => drop(self.terms.remove(key)),
-        }
+            (None, None) => self.terms.remove(key).map(|(_, term)| term),
+        };
+        tell(before, Displaced::Replaced);
     }
 
-    fn start_term(&self, key: &Key, ttl: Duration) {
+    /// Starts a term, and gives back the one it replaces.
+    fn start_term(&self, key: &Key, ttl: Duration) -> Option<Term> {
         let deadline = Instant::now() + ttl;
-        let queued = match self.terms.entry(key.clone()) {
+        let (queued, before) = match self.terms.entry(key.clone()) {
             Entry::Occupied(mut occupied) => {
                 let queued = match occupied.get() {
                     // It is in the queue already, and no later than needed.
@@ -76,18 +102,19 @@ impl Leases {
                     _ => deadline,
                 };
                 let in_queue = matches!(occupied.get(), Term::Until { queued: q, .. } if *q == queued);
-                occupied.insert(Term::Until { deadline, ttl, queued });
+                let before = occupied.insert(Term::Until { deadline, ttl, queued });
                 if in_queue {
-                    return;
+                    return Some(before);
                 }
-                queued
+                (queued, Some(before))
             }
             Entry::Vacant(vacant) => {
                 vacant.insert(Term::Until { deadline, ttl, queued: deadline });
-                deadline
+                (deadline, None)
             }
         };
         self.push(queued, key.clone());
+        before
     }
 
     fn push(&self, at: Instant, key: Key) {
@@ -112,7 +139,7 @@ impl Leases {
 
     /// Ends the term of an endpoint that is removed for another reason.
     pub fn end(&self, key: &Key) {
-        self.terms.remove(key);
+        tell(self.terms.remove(key).map(|(_, term)| term), Displaced::Deleted);
     }
 
     /// Ends the term if `ended` still holds: it was neither renewed nor taken over since. From then
@@ -121,15 +148,10 @@ impl Leases {
         let now = Instant::now();
         let holds = |term: &Term| match (ended, term) {
             (Ended::Expired, Term::Until { deadline, .. }) => *deadline <= now,
-            (Ended::Closed(token), Term::Held(current)) => token == *current,
+            (Ended::Closed(token), Term::Held(current, _)) => token == *current,
             _ => false,
         };
         self.terms.remove_if(key, |_, term| holds(term)).is_some()
-    }
-
-    /// Whether the endpoint is kept by the connection with this token.
-    pub fn is_held_by(&self, key: &Key, token: HoldToken) -> bool {
-        matches!(self.terms.get(key).as_deref(), Some(Term::Held(current)) if *current == token)
     }
 
     /// Waits until the term of some endpoint has passed, and names it.
@@ -176,6 +198,14 @@ impl Leases {
             self.push(deadline, key);
         }
         None
+    }
+}
+
+/// Tells a connection that it keeps nothing any more.
+fn tell(before: Option<Term>, why: Displaced) {
+    if let Some(Term::Held(_, displaced)) = before {
+        // An error means that the connection has gone already.
+        let _ = displaced.send(why);
     }
 }
 
@@ -226,11 +256,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_was_taken_over_does_not_remove_its_successor() {
         let leases = Leases::default();
-        let (first, second) = (leases.token(), leases.token());
+        let (first, first_token, told) = leases.holder();
+        let (second, second_token, mut still_held) = leases.holder();
         leases.start(&key("a"), Lease::Connection, Some(first), SECOND);
         leases.start(&key("a"), Lease::Connection, Some(second), SECOND);
-        assert!(!leases.end_if(&key("a"), Ended::Closed(first)));
-        assert!(leases.end_if(&key("a"), Ended::Closed(second)));
+        assert_eq!(told.await, Ok(Displaced::Replaced));
+        assert!(!leases.end_if(&key("a"), Ended::Closed(first_token)));
+        assert!(still_held.try_recv().is_err());
+        assert!(leases.end_if(&key("a"), Ended::Closed(second_token)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_told_when_its_endpoint_is_deleted() {
+        let leases = Leases::default();
+        let (holder, _, told) = leases.holder();
+        leases.start(&key("a"), Lease::Connection, Some(holder), SECOND);
+        leases.end(&key("a"));
+        assert_eq!(told.await, Ok(Displaced::Deleted));
     }
 
     #[tokio::test(start_paused = true)]

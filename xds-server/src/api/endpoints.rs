@@ -20,9 +20,12 @@ use super::{
     Api,
     answer::ApiError,
     request::{Actor, MAX_BODY, Named, Queried, WriteQuery, answer, duration, json},
-    types::{Action, Change, EndpointBody, ErrorAnswer, WriteAnswer},
+    types::{Action, Change, EndpointBody, ErrorAnswer, ErrorBody, WriteAnswer},
 };
-use crate::registry::{Done, Hold, write::Write};
+use crate::{
+    lease::Displaced,
+    registry::{Done, Hold, write::Write},
+};
 
 /// How often a held registration is written to, so that a peer that vanished is noticed.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -99,8 +102,8 @@ pub(super) async fn remove(
 
 /// Registers an instance for as long as this connection lives.
 ///
-/// The response stays open: a line of JSON, then an empty line every second. It ends when the
-/// endpoint is deleted or registered by somebody else.
+/// The response stays open: a line of JSON, then an empty line every second. When the endpoint is
+/// deleted or registered by somebody else, it ends with a line that is an error answer saying so.
 #[utoipa::path(
     post, path = "/v1/services/{service}/versions/{version}/endpoints/{id}/hold", tag = "endpoints",
     params(("service" = String, Path), ("version" = String, Path), ("id" = String, Path)),
@@ -138,16 +141,32 @@ fn heartbeats(
     hold: Hold,
     stop: CancellationToken,
 ) -> impl stream::Stream<Item = Result<Bytes, Infallible>> {
-    stream::unfold((Some(first), hold, stop), |(first, hold, stop)| async move {
+    stream::unfold((Some(first), Some(hold), stop), |(first, hold, stop)| async move {
+        let mut hold = hold?;
         if let Some(line) = first {
-            return Some((Ok(line), (None, hold, stop)));
+            return Some((Ok(line), (None, Some(hold), stop)));
         }
         tokio::select! {
-            () = tokio::time::sleep(HEARTBEAT) => {}
-            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(HEARTBEAT) => Some((Ok(Bytes::from_static(b"\n")), (None, Some(hold), stop))),
+            why = hold.displaced() => Some((Ok(farewell(&hold.name(), why)), (None, None, stop))),
+            () = stop.cancelled() => None,
         }
-        hold.is_current().then(|| (Ok(Bytes::from_static(b"\n")), (None, hold, stop)))
     })
+}
+
+/// The last line of a hold that is over though its connection is not.
+fn farewell(name: &str, why: Displaced) -> Bytes {
+    let (code, message) = match why {
+        Displaced::Replaced => (
+            "conflict",
+            format!("{name} was registered again by somebody else; give each instance its own id"),
+        ),
+        Displaced::Deleted => ("not_found", format!("{name} was deleted")),
+    };
+    let error = ErrorBody { code: code.to_owned(), message, details: Vec::new() };
+    let mut line = serde_json::to_vec(&ErrorAnswer { error }).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
 }
 
 fn endpoint(id: EndpointId, body: EndpointBody, lease: Lease) -> Result<Endpoint, ApiError> {

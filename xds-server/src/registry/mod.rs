@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     api::types::Change,
-    lease::{Ended, HoldToken, Key, Leases},
+    lease::{Displaced, Ended, HoldToken, Holder, Key, Leases},
     metrics::Metrics,
     snapshot::Snapshot,
     store::{Operation, Store, StoreError},
@@ -78,7 +78,7 @@ struct Job {
     /// Only if the lease of the endpoint has ended so.
     only_if: Option<Ended>,
     /// The connection that keeps the endpoint.
-    hold: Option<HoldToken>,
+    hold: Option<Holder>,
     reply: Option<oneshot::Sender<Result<Done, Refusal>>>,
 }
 
@@ -147,11 +147,11 @@ impl Registry {
         endpoint: config::Endpoint,
         actor: &str,
     ) -> Result<(Done, Hold), Refusal> {
-        let token = self.leases.token();
+        let (holder, token, displaced) = self.leases.holder();
         let key = (cluster.clone(), endpoint.id.clone());
         // Made first: should the request be dropped while it waits, its removal follows it.
-        let hold = Hold { registry: self.clone(), key, token, actor: actor.to_owned() };
-        let done = self.submit(Write::PutEndpoint { cluster, endpoint }, actor, false, Some(token)).await?;
+        let hold = Hold { registry: self.clone(), key, token, actor: actor.to_owned(), displaced };
+        let done = self.submit(Write::PutEndpoint { cluster, endpoint }, actor, false, Some(holder)).await?;
         Ok((done, hold))
     }
 
@@ -160,7 +160,7 @@ impl Registry {
         write: Write,
         actor: &str,
         dry_run: bool,
-        hold: Option<HoldToken>,
+        hold: Option<Holder>,
     ) -> Result<Done, Refusal> {
         let (reply, answer) = oneshot::channel();
         let job = Job { write, actor: actor.to_owned(), dry_run, only_if: None, hold, reply: Some(reply) };
@@ -203,12 +203,19 @@ pub struct Hold {
     key: Key,
     token: HoldToken,
     actor: String,
+    displaced: oneshot::Receiver<Displaced>,
 }
 
 impl Hold {
-    /// Whether this is still what keeps the endpoint: it was neither deleted nor taken over.
-    pub fn is_current(&self) -> bool {
-        self.registry.leases.is_held_by(&self.key, self.token)
+    /// Waits until the endpoint is no longer this connection's.
+    pub async fn displaced(&mut self) -> Displaced {
+        // The sender goes without a word only when this connection is seen to have closed.
+        (&mut self.displaced).await.unwrap_or(Displaced::Deleted)
+    }
+
+    /// The endpoint, as `service/version/id`.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.key.0, self.key.1)
     }
 }
 
@@ -277,7 +284,7 @@ impl Writer {
                 }
                 Ok(effect) => {
                     // At once, so that a removal further down the group finds the term it ends.
-                    self.settle_leases(&job, &effect);
+                    self.settle_leases(&mut job, &effect);
                     if effect.is_change() {
                         revision += 1;
                         world = copy;
@@ -335,10 +342,10 @@ impl Writer {
         }
     }
 
-    fn settle_leases(&self, job: &Job, effect: &Effect) {
+    fn settle_leases(&self, job: &mut Job, effect: &Effect) {
         if let Write::PutEndpoint { cluster, endpoint } = &job.write {
             let key = (cluster.clone(), endpoint.id.clone());
-            self.leases.start(&key, endpoint.lease, job.hold, self.grace);
+            self.leases.start(&key, endpoint.lease, job.hold.take(), self.grace);
             return;
         }
         for key in &effect.endpoints {
