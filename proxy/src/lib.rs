@@ -7,6 +7,7 @@
 //!   (host, path, headers → split) and `cluster` (a version and its endpoints).
 //! - `balance`: choosing a version and an endpoint. `load`: what is in flight, exactly, over time.
 //! - `edge`: listeners, the HTTP engine, and `policy`, which decides for it.
+//! - [`hot`]: the pure part of the request path, for benchmarks.
 //! - `admin`, `metrics`, `access_log`: looking in. `shared`: what the runtimes share.
 //!
 //! # Two runtimes
@@ -26,6 +27,7 @@ mod admin;
 mod balance;
 mod cluster;
 mod edge;
+pub mod hot;
 mod load;
 mod metrics;
 mod route;
@@ -58,7 +60,7 @@ pub enum StartError {
     #[error("no xDS server is given; give at least one as host:port")]
     NoServers,
     /// The admin interface cannot listen.
-    #[error("the admin interface cannot listen on {address}: {source}")]
+    #[error("the admin interface cannot listen on {address}; choose another address with --admin-addr")]
     Admin {
         /// Where it was to listen.
         address: SocketAddr,
@@ -66,7 +68,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The access log cannot be opened.
-    #[error("the access log {} cannot be opened: {source}", path.display())]
+    #[error("the access log {} cannot be opened", path.display())]
     AccessLog {
         /// Its file; `-` for standard output.
         path: PathBuf,
@@ -74,8 +76,8 @@ pub enum StartError {
         source: io::Error,
     },
     /// The threads that serve requests cannot be started.
-    #[error("the threads that serve requests cannot be started: {0}")]
-    Runtime(io::Error),
+    #[error("the threads that serve requests cannot be started")]
+    Runtime(#[source] io::Error),
 }
 
 /// A proxy whose admin interface is bound and that does not run yet.

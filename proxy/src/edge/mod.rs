@@ -8,4 +8,4 @@
 mod downstream;
 mod http;
 pub(crate) mod listener;
-mod policy;
+pub(crate) mod policy;
