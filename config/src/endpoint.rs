@@ -1,6 +1,9 @@
 //! One running instance of a version.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +31,27 @@ pub struct Endpoint {
     pub health: Health,
     /// What keeps it alive.
     pub lease: Lease,
+}
+
+/// Whether an endpoint can be at `address`: one that a proxy, on whatever host, can connect to.
+///
+/// # Errors
+/// Why nobody can connect to it, for people.
+pub fn check_address(address: SocketAddr) -> Result<(), String> {
+    let ip: IpAddr = address.ip().to_canonical();
+    let scoped = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0 || v6.flowinfo() != 0);
+    let why = if address.port() == 0 {
+        "its port is 0; a port is from 1 to 65535"
+    } else if ip.is_unspecified() {
+        "it stands for every address of a host, not for one"
+    } else if ip.is_multicast() {
+        "it is a multicast address"
+    } else if scoped {
+        "it has a scope, which means something on one host only"
+    } else {
+        return Ok(());
+    };
+    Err(format!("nobody can connect to `{address}`: {why}"))
 }
 
 fn one() -> u32 {
@@ -83,5 +107,33 @@ impl Lease {
             Lease::Ttl(ms) => Some(Duration::from_millis(ms)),
             Lease::Connection => Some(grace),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_where_somebody_can_connect() {
+        let check = |text: &str| check_address(text.parse().unwrap());
+        for good in ["127.0.0.1:1", "10.0.0.1:65535", "[::1]:80", "[fe80::1]:80", "[::ffff:10.0.0.1]:80"] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        let bad = [
+            "127.0.0.1:0",
+            "0.0.0.0:80",
+            "[::]:80",
+            "[::ffff:0.0.0.0]:80",
+            "224.0.0.1:80",
+            "[ff02::1]:80",
+            "[fe80::1%1]:80",
+        ];
+        for bad in bad {
+            let why = check(bad).unwrap_err();
+            assert!(why.starts_with(&format!("nobody can connect to `{bad}`: ")), "{why}");
+        }
+        let labelled = std::net::SocketAddrV6::new(std::net::Ipv6Addr::LOCALHOST, 80, 7, 0);
+        assert!(check_address(labelled.into()).is_err());
     }
 }

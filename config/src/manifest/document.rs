@@ -1,6 +1,10 @@
 //! The three kinds of document.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt,
+    net::SocketAddr,
+};
 
 use serde::Serialize;
 
@@ -9,6 +13,7 @@ use super::{
     node::{Node, Value},
 };
 use crate::{
+    endpoint::check_address,
     name::{GatewayName, RouteName, ServiceName, VersionName},
     route::{Gateway, HeaderMatch, HeaderPredicate, HostPattern, PathMatch, Route, RouteMatch, Rule},
     service::{Protocol, Service, Version},
@@ -128,13 +133,14 @@ fn version(node: &Node, cx: &mut Context<'_>) -> Option<Version> {
     cx.within("endpoints", |cx| {
         let items = cx.list(list, "addresses, for example `127.0.0.1:9001`")?;
         let mut endpoints: Vec<SocketAddr> = Vec::with_capacity(items.len());
+        let mut seen = HashSet::with_capacity(items.len());
         for (i, item) in items.iter().enumerate() {
             cx.within(format!("[{i}]"), |cx| {
                 let Some(address) = address(item, cx) else { return };
-                if endpoints.contains(&address) {
-                    cx.error::<()>(item.line, format!("{address} is listed twice"));
-                } else {
+                if seen.insert(address) {
                     endpoints.push(address);
+                } else {
+                    cx.error::<()>(item.line, format!("{address} is listed twice"));
                 }
             });
         }
@@ -142,14 +148,13 @@ fn version(node: &Node, cx: &mut Context<'_>) -> Option<Version> {
     })
 }
 
-/// An address to connect to: port 0 is refused.
+/// An address to connect to.
 fn address(node: &Node, cx: &mut Context<'_>) -> Option<SocketAddr> {
     let address = socket_address(node, cx)?;
-    if address.port() == 0 {
-        return cx
-            .error(node.line, format!("`{address}` has port 0; an endpoint has a port from 1 to 65535"));
+    match check_address(address) {
+        Ok(()) => Some(address),
+        Err(why) => cx.error(node.line, why),
     }
-    Some(address)
 }
 
 fn socket_address(node: &Node, cx: &mut Context<'_>) -> Option<SocketAddr> {
@@ -232,13 +237,14 @@ fn hosts(node: &Node, cx: &mut Context<'_>) -> Option<Vec<HostPattern>> {
         return cx.error(node.line, "is empty; leave it out to answer for every host");
     }
     let mut hosts: Vec<HostPattern> = Vec::with_capacity(items.len());
+    let mut seen = HashSet::with_capacity(items.len());
     for (i, item) in items.iter().enumerate() {
         cx.within(format!("[{i}]"), |cx| {
             let Some(host) = cx.parsed::<HostPattern>(item, "a host") else { return };
-            if hosts.contains(&host) {
-                cx.error::<()>(item.line, format!("`{host}` is listed twice"));
-            } else {
+            if seen.insert(host.clone()) {
                 hosts.push(host);
+            } else {
+                cx.error::<()>(item.line, format!("`{host}` is listed twice"));
             }
         });
     }
@@ -252,15 +258,17 @@ fn rules(node: &Node, cx: &mut Context<'_>) -> Option<Vec<Rule>> {
             .error(node.line, "is empty; a route has at least one rule, for example `- service: checkout`");
     }
     let mut rules: Vec<Rule> = Vec::with_capacity(items.len());
+    let mut seen = HashMap::with_capacity(items.len());
     for (i, item) in items.iter().enumerate() {
         cx.within(format!("[{i}]"), |cx| {
             let Some(rule) = rule(item, cx) else { return };
-            if let Some(first) = rules.iter().position(|r| r.matches == rule.matches) {
+            let first = *seen.entry(rule.matches.clone()).or_insert(i);
+            if first == i {
+                rules.push(rule);
+            } else {
                 let message =
                     format!("matches the same requests as rules[{first}]; only one of them could ever apply");
                 cx.error::<()>(item.line, message);
-            } else {
-                rules.push(rule);
             }
         });
     }
@@ -337,17 +345,48 @@ fn header(node: &Node, cx: &mut Context<'_>) -> Option<HeaderMatch> {
     })?;
     let predicate = match (fields.optional("exact"), fields.optional("prefix"), fields.optional("present")) {
         (Some(node), None, None) => {
-            let value = cx.within("exact", |cx| cx.text(node, "the header's value"))?;
-            HeaderPredicate::Exact(value.to_owned())
+            HeaderPredicate::Exact(cx.within("exact", |cx| header_value(node, "the header's value", cx))?)
         }
         (None, Some(node), None) => {
-            let value = cx.within("prefix", |cx| cx.text(node, "the start of the header's value"))?;
-            HeaderPredicate::Prefix(value.to_owned())
+            let what = "the start of the header's value";
+            HeaderPredicate::Prefix(cx.within("prefix", |cx| header_start(node, what, cx))?)
         }
         (None, None, Some(node)) => HeaderPredicate::Present(cx.within("present", |cx| cx.boolean(node))?),
         _ => return cx.error(fields.line, "gives not exactly one of `exact`, `prefix` and `present`"),
     };
     Some(HeaderMatch { name, predicate })
+}
+
+/// The longest header value that can be matched, in bytes.
+const MAX_HEADER_VALUE: usize = 4_096;
+
+/// A whole header value (RFC 9110 §5.5, of which visible ASCII, and space and tab inside).
+fn header_value(node: &Node, what: &str, cx: &mut Context<'_>) -> Option<String> {
+    let text = header_start(node, what, cx)?;
+    if text.ends_with([' ', '\t']) {
+        return cx.error(node.line, "ends with a space or tab, which no header value does (RFC 9110 §5.5)");
+    }
+    Some(text)
+}
+
+/// How a header value may start. Unlike a whole value, it may end with a space: `Bearer `.
+fn header_start(node: &Node, what: &str, cx: &mut Context<'_>) -> Option<String> {
+    let text = cx.text(node, what)?;
+    if text.len() > MAX_HEADER_VALUE {
+        let length = text.len();
+        return cx.error(node.line, format!("has {length} bytes; allowed: at most {MAX_HEADER_VALUE}"));
+    }
+    if text.starts_with([' ', '\t']) {
+        return cx.error(node.line, "starts with a space or tab, which no header value does (RFC 9110 §5.5)");
+    }
+    let allowed = |c: char| c.is_ascii_graphic() || c == ' ' || c == '\t';
+    if let Some(other) = text.chars().find(|&c| !allowed(c)) {
+        let other = other.escape_default();
+        let message =
+            format!("holds `{other}`; allowed: visible ASCII, and space and tab inside (RFC 9110 §5.5)");
+        return cx.error(node.line, message);
+    }
+    Some(text.to_owned())
 }
 
 fn name<T: std::str::FromStr<Err: fmt::Display>>(

@@ -1,12 +1,12 @@
 //! Reading a tree against what is allowed, keeping the path for errors.
 //!
-//! Readers return `Option`: `None` means that the reason is already in [`Context::errors`], so one
+//! Readers return `Option`: `None` means that the reason is already in the context's errors, so one
 //! pass reports everything that is wrong.
 
 use std::{fmt::Display, str::FromStr};
 
 use super::{
-    ManifestError,
+    Errors, ManifestError,
     node::{Key, Node, Value},
 };
 
@@ -14,12 +14,12 @@ use super::{
 pub(super) struct Context<'a> {
     source: &'a str,
     path: Vec<String>,
-    pub(super) errors: Vec<ManifestError>,
+    errors: &'a mut Errors,
 }
 
 impl<'a> Context<'a> {
-    pub(super) fn new(source: &'a str) -> Self {
-        Self { source, path: Vec::new(), errors: Vec::new() }
+    pub(super) fn new(source: &'a str, errors: &'a mut Errors) -> Self {
+        Self { source, path: Vec::new(), errors }
     }
 
     /// Reads inside the field `name`.

@@ -3,7 +3,14 @@
 use std::{collections::HashMap, fmt};
 
 use serde::{Deserialize, Deserializer, de};
-use serde_saphyr::Spanned;
+use serde_saphyr::{Spanned, budget::BudgetBreach};
+
+/// How many documents a text may hold.
+const MAX_DOCUMENTS: usize = 100_000;
+/// How many values and keys a text may hold: more than 8 MiB of sensible documents do.
+const MAX_NODES: usize = 2_000_000;
+/// How many steps the YAML reader may take: begin and end of each node and each document.
+const MAX_EVENTS: usize = 2 * (MAX_NODES + MAX_DOCUMENTS);
 
 /// A value and the line it stands on, from 1.
 #[derive(Debug)]
@@ -71,17 +78,63 @@ impl Node {
     }
 }
 
-/// Every document of `text`, or the line and the reason it is not YAML.
+/// Every document of `text`, or the line and the reason it cannot be read.
 pub(super) fn parse(text: &str) -> Result<Vec<Node>, (u32, String)> {
-    let options = serde_saphyr::Options::default();
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: MAX_DOCUMENTS,
+            max_nodes: MAX_NODES,
+            max_events: MAX_EVENTS,
+        },
+    };
     serde_saphyr::from_multiple_with_options::<Node>(text, options).map_err(|error| {
         let line = error.location().map_or(0, |l| u32::try_from(l.line()).unwrap_or(u32::MAX));
+        if let serde_saphyr::Error::Budget { breach, .. } = error.without_snippet()
+            && let Some(message) = too_much(breach)
+        {
+            return (line, message);
+        }
         // The rendered error repeats the text around it over several lines; its first line says what it is.
         let rendered = error.to_string();
         let first = rendered.lines().next().unwrap_or("not YAML").trim();
         let first = first.strip_prefix("error: ").unwrap_or(first);
         (line, format!("not valid YAML or JSON: {first}"))
     })
+}
+
+/// What to say of a text that is larger than the bounds above.
+fn too_much(breach: &BudgetBreach) -> Option<String> {
+    let (limit, what) = match breach {
+        BudgetBreach::Documents { .. } => (MAX_DOCUMENTS, "documents"),
+        BudgetBreach::Nodes { .. } => (MAX_NODES, "values and keys"),
+        BudgetBreach::Events { .. } => (MAX_EVENTS, "parts"),
+        _ => return None,
+    };
+    Some(format!(
+        "holds more than {limit} {what}, the most that is read at once; apply fewer documents at once"
+    ))
+}
+
+impl From<&serde_json::Value> for Node {
+    /// The same tree, on no line.
+    fn from(value: &serde_json::Value) -> Self {
+        use serde_json::Value as Json;
+        let value = match value {
+            Json::Null => Value::Null,
+            Json::Bool(value) => Value::Bool(*value),
+            Json::Number(number) => number
+                .as_i128()
+                .map_or_else(|| Value::Float(number.as_f64().unwrap_or(f64::NAN)), Value::Integer),
+            Json::String(text) => Value::String(text.clone()),
+            Json::Array(items) => Value::Sequence(items.iter().map(Node::from).collect()),
+            Json::Object(entries) => {
+                let entry =
+                    |(key, value): (&String, &Json)| (Key { line: 0, text: key.clone() }, value.into());
+                Value::Mapping(entries.iter().map(entry).collect())
+            }
+        };
+        Self { line: 0, value }
+    }
 }
 
 impl<'de> Deserialize<'de> for Node {
