@@ -24,6 +24,10 @@ pub struct Floor {
     pub revision: u64,
 }
 
+/// How long a client whose stream ended still counts as one that has to apply what is written: it
+/// goes on with what it had, and most likely comes back.
+pub const LOST_GRACE: Duration = Duration::from_secs(10);
+
 /// Every connected client.
 #[derive(Debug)]
 pub struct Fleet {
@@ -34,8 +38,10 @@ pub struct Fleet {
 #[derive(Debug, Default)]
 struct Inner {
     members: HashMap<u64, Member>,
-    /// How many members have applied each revision.
+    /// How many members, those lost a moment ago included, have applied each revision.
     applied: BTreeMap<u64, usize>,
+    /// Members whose stream ended a moment ago: a proxy without its server goes on with what it has.
+    lost: HashMap<u64, (String, u64)>,
     next: u64,
 }
 
@@ -80,6 +86,7 @@ impl Fleet {
         let mut inner = self.lock();
         inner.next += 1;
         let id = inner.next;
+        inner.forget_lost(|node, _| *node == identity.node);
         let member = Member {
             identity,
             since: Instant::now(),
@@ -96,7 +103,7 @@ impl Fleet {
 
     fn publish(&self, inner: &Inner) {
         let floor = Floor {
-            proxies: inner.members.len(),
+            proxies: inner.members.len() + inner.lost.len(),
             revision: inner.applied.first_key_value().map_or(0, |(revision, _)| *revision),
         };
         self.floor.send_if_modified(|current| std::mem::replace(current, floor) != floor);
@@ -123,8 +130,14 @@ impl Fleet {
                 nack: member.refused.iter().flatten().map(|(reason, _)| reason.clone()).next(),
             })
             .collect();
+        let lost = inner.lost.values().filter(|(_, applied)| !complete && *applied < revision);
+        missing.extend(lost.map(|(node, applied)| Missing {
+            node: node.clone(),
+            revision: *applied,
+            nack: Some("not connected any more".to_owned()),
+        }));
         missing.sort_by(|a, b| a.node.cmp(&b.node));
-        Applied { complete, proxies: inner.members.len(), ms, missing }
+        Applied { complete, proxies: inner.members.len() + inner.lost.len(), ms, missing }
     }
 
     /// Every client, by node; `newest` is the newest revision.
@@ -183,11 +196,13 @@ impl Membership {
         }
     }
 
-    /// The client acknowledged a response of this type, `lag` after what it holds was published.
-    pub fn acknowledged(&self, resource_type: ResourceType, lag: Duration) {
+    /// The client acknowledged a response of this type, `lag` after its oldest change was published.
+    pub fn acknowledged(&self, resource_type: ResourceType, lag: Option<Duration>) {
         if let Some(member) = self.fleet.lock().members.get_mut(&self.id) {
             member.refused[resource_type.index()] = None;
-            member.lag = lag;
+            if let Some(lag) = lag {
+                member.lag = lag;
+            }
         }
     }
 
@@ -203,14 +218,38 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         let mut inner = self.fleet.lock();
-        if let Some(member) = inner.members.remove(&self.id) {
-            inner.move_count(member.applied, None);
-        }
+        let Some(member) = inner.members.remove(&self.id) else { return };
+        inner.lost.insert(self.id, (member.identity.node, member.applied));
         self.fleet.publish(&inner);
+        let (fleet, id) = (Arc::clone(&self.fleet), self.id);
+        let forget = move || {
+            let mut inner = fleet.lock();
+            inner.forget_lost(|_, lost| lost == id);
+            fleet.publish(&inner);
+        };
+        // Outside a runtime the server is going, and nobody waits any more.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(inner);
+            runtime.spawn(async move {
+                tokio::time::sleep(LOST_GRACE).await;
+                forget();
+            });
+        }
     }
 }
 
 impl Inner {
+    /// Stops counting lost members: they are back, or their time is up.
+    fn forget_lost(&mut self, which: impl Fn(&String, u64) -> bool) {
+        let ids: Vec<u64> =
+            self.lost.iter().filter(|(id, (node, _))| which(node, **id)).map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some((_, applied)) = self.lost.remove(&id) {
+                self.move_count(applied, None);
+            }
+        }
+    }
+
     fn move_count(&mut self, from: u64, to: Option<u64>) {
         if let Some(count) = self.applied.get_mut(&from) {
             *count -= 1;
@@ -261,14 +300,26 @@ mod tests {
         assert_eq!(applied.missing[0].nack.as_deref(), Some("no such thing"));
     }
 
-    #[tokio::test]
-    async fn a_proxy_that_leaves_holds_nobody_up() {
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_that_left_is_waited_for_a_while_and_then_holds_nobody_up() {
         let fleet = Arc::new(Fleet::default());
         let (a, b) = (join(&fleet, "a"), join(&fleet, "b"));
         a.applied(7);
         drop(b);
-        assert!(fleet.applied(7, Duration::from_secs(1)).await.complete);
+        let applied = fleet.applied(7, Duration::from_secs(1)).await;
+        assert_eq!((applied.complete, applied.missing[0].node.as_str()), (false, "b"));
+        assert!(fleet.applied(7, LOST_GRACE).await.complete);
         drop(a);
+        tokio::time::sleep(LOST_GRACE * 2).await;
         assert_eq!(*fleet.follow().borrow(), Floor { proxies: 0, revision: 0 });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proxy_that_comes_back_counts_once() {
+        let fleet = Arc::new(Fleet::default());
+        drop(join(&fleet, "a"));
+        let back = join(&fleet, "a");
+        back.applied(3);
+        assert_eq!(*fleet.follow().borrow(), Floor { proxies: 1, revision: 3 });
     }
 }

@@ -26,6 +26,9 @@ pub type Key = (ClusterName, EndpointId);
 /// Identifies one open registration; a later one of the same endpoint has another.
 pub type HoldToken = u64;
 
+/// How soon an expired endpoint is looked at again, should its removal not have come about.
+const RETRY: Duration = Duration::from_millis(200);
+
 /// The terms of every leased endpoint.
 #[derive(Debug, Default)]
 pub struct Leases {
@@ -120,6 +123,7 @@ impl Leases {
     fn push(&self, at: Instant, key: Key) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let first = queue.peek().is_none_or(|Reverse((first, _))| at < *first);
+        self.compact(&mut queue);
         queue.push(Reverse((at, key)));
         if first {
             self.earlier.notify_one();
@@ -182,22 +186,31 @@ impl Leases {
     }
 
     /// What the queue does with an entry that came up: the key, if its term has passed.
+    ///
+    /// Either way it goes back, to be looked at again: at its new deadline, or soon, in case the
+    /// removal does not come about. Only the end of the term takes it out.
     fn look_at(&self, at: Instant, key: Key) -> Option<Key> {
-        let again = match self.terms.get_mut(&key).as_deref_mut() {
+        let now = Instant::now();
+        let (again, expired) = match self.terms.get_mut(&key).as_deref_mut() {
             Some(Term::Until { deadline, queued, .. }) if *queued == at => {
-                if *deadline <= Instant::now() {
-                    return Some(key);
-                }
-                *queued = *deadline;
-                Some(*deadline)
+                let expired = *deadline <= now;
+                *queued = if expired { now + RETRY } else { *deadline };
+                (*queued, expired)
             }
             // Removed, taken over by a connection, or in the queue a second time.
-            _ => None,
+            _ => return None,
         };
-        if let Some(deadline) = again {
-            self.push(deadline, key);
+        self.push(again, key.clone());
+        expired.then_some(key)
+    }
+
+    /// Drops entries that nothing stands behind any more, when they are most of the queue.
+    fn compact(&self, queue: &mut BinaryHeap<Reverse<(Instant, Key)>>) {
+        if queue.len() > 1_024 && queue.len() > 2 * self.terms.len() {
+            queue.retain(|Reverse((at, key))| {
+                matches!(self.terms.get(key).as_deref(), Some(Term::Until { queued, .. }) if queued == at)
+            });
         }
-        None
     }
 }
 
@@ -251,6 +264,16 @@ mod tests {
         let expired = leases.expired().await;
         assert!(leases.renew(&expired));
         assert!(!leases.end_if(&expired, Ended::Expired));
+        // And ends when it is not renewed again.
+        let renewed = Instant::now();
+        loop {
+            let expired = leases.expired().await;
+            if leases.end_if(&expired, Ended::Expired) {
+                break;
+            }
+        }
+        assert!(renewed.elapsed() >= Duration::from_millis(1_000));
+        assert!(renewed.elapsed() < Duration::from_millis(1_500));
     }
 
     #[tokio::test(start_paused = true)]
@@ -273,6 +296,16 @@ mod tests {
         leases.start(&key("a"), Lease::Connection, Some(holder), SECOND);
         leases.end(&key("a"));
         assert_eq!(told.await, Ok(Displaced::Deleted));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn endpoints_that_came_and_went_leave_nothing_behind() {
+        let leases = Leases::default();
+        for i in 0..10_000 {
+            leases.start(&key(&i.to_string()), Lease::Ttl(86_400_000), None, SECOND);
+            leases.end(&key(&i.to_string()));
+        }
+        assert!(leases.queue.lock().unwrap().len() <= 1_025);
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,6 +19,8 @@ pub struct Metrics {
     pub refused_writes: Counter,
     /// Commits that the store refused.
     pub store_failures: Counter,
+    /// 1 while the store refuses commits, else 0.
+    pub store_failing: Gauge,
     /// Endpoints removed because their lease ended.
     pub expired_leases: Counter,
     /// Leases renewed.
@@ -86,6 +88,7 @@ impl Default for Metrics {
             writes: Counter::default(),
             refused_writes: Counter::default(),
             store_failures: Counter::default(),
+            store_failing: Gauge::default(),
             expired_leases: Counter::default(),
             renewals: Counter::default(),
             api_requests: Family::default(),
@@ -105,6 +108,7 @@ impl Default for Metrics {
         registry.register("writes", "Writes that were done", m.writes.clone());
         registry.register("writes_refused", "Writes that were refused", m.refused_writes.clone());
         registry.register("store_failures", "Commits the store refused", m.store_failures.clone());
+        registry.register("store_failing", "1 while the store refuses commits", m.store_failing.clone());
         registry.register("leases_expired", "Endpoints whose lease ended", m.expired_leases.clone());
         registry.register("lease_renewals", "Leases renewed", m.renewals.clone());
         registry.register("api_requests", "API requests by status class", m.api_requests.clone());

@@ -119,9 +119,13 @@ impl Server {
             tokio::spawn(registry.expire()),
             tokio::spawn(stopping),
         ];
+        let writer = api.registry.clone();
         let ((), served) = tokio::join!(api::serve(api_listener, api), async {
-            let served = ads::serve(xds_listener, ads).await;
-            // Should xDS end by itself, the API alone would be a lie.
+            let served = tokio::select! {
+                served = ads::serve(xds_listener, ads) => served,
+                () = writer.ended() => Err(io::Error::other("the registry has ended")),
+            };
+            // Should either end by itself, the API alone would be a lie.
             stop.cancel();
             served
         });

@@ -86,6 +86,8 @@ pub(crate) fn field(tag: u32, content: &[u8], buffer: &mut impl BufMut) {
 pub struct Logged {
     /// The revision that did it.
     pub revision: u64,
+    /// When that was published.
+    pub published: Instant,
     /// Its type.
     pub resource_type: ResourceType,
     /// Its name.
@@ -136,7 +138,8 @@ impl Snapshot {
                 None => map.remove(&name).is_some(),
             };
             if changed {
-                next.log.push_back(Logged { revision, resource_type, name });
+                let published = next.published;
+                next.log.push_back(Logged { revision, published, resource_type, name });
             }
         }
         while next.log.len() > LOG_LENGTH {

@@ -4,8 +4,8 @@
 //! - `stream`: the task of one stream.
 //! - here: the gRPC service and its server.
 //!
-//! The service is written against tonic's codec rather than generated, so that the bytes of a
-//! resource go to every stream as they are.
+//! The service is written against tonic's codec rather than generated, so that what was encoded once
+//! is copied into each stream's buffer, and never encoded or allocated again for it.
 
 mod stream;
 mod wire;
@@ -45,6 +45,9 @@ const MAX_STREAMS: u32 = 64;
 /// How large one request may be, in bytes.
 const MAX_REQUEST: usize = 4 << 20;
 
+/// How long connections may take to end when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What every stream shares.
 #[derive(Clone)]
 pub struct Ads {
@@ -63,6 +66,7 @@ pub struct Ads {
 /// Serves xDS on `listener` until `ads.stop`.
 pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
     let stop = ads.stop.clone();
+    let stopping = stop.clone();
     let (accepted, incoming) = mpsc::channel::<io::Result<Limited<TcpStream>>>(1);
     let accepting = crate::limit::accept(listener, MAX_CONNECTIONS, accepted, stop.clone());
     let mut server = tonic::transport::Server::builder()
@@ -75,8 +79,17 @@ pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
         server.add_service(ads).serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
             stop.cancelled().await;
         });
-    let (served, ()) = tokio::join!(serving, accepting);
-    served.map_err(io::Error::other)
+    let bounded = async {
+        tokio::select! {
+            served = serving => served.map_err(io::Error::other),
+            () = async { stopping.cancelled().await; tokio::time::sleep(STOP_TIMEOUT).await } => {
+                // Cut: clients that do not read, or never got beyond a handshake.
+                Ok(())
+            }
+        }
+    };
+    let (served, ()) = tokio::join!(bounded, accepting);
+    served
 }
 
 impl NamedService for Ads {

@@ -116,13 +116,13 @@ impl Stream {
             Ok(()) => "the stream ended".to_owned(),
             Err(status) => {
                 let detail = status.message().to_owned();
-                // An error means that the client has gone already.
-                let _ = self.frames.send(Err(status)).await;
+                // An error means that the client has gone already, or does not read.
+                let _ = self.frames.try_send(Err(status));
                 detail
             }
         };
-        if let Some(client) = &self.client {
-            let revision = self.session.applied();
+        if let Some(client) = self.client.take() {
+            let revision = self.session.applied(Instant::now());
             self.ads.timeline.proxy("disconnected", revision, &client.node, detail);
         }
     }
@@ -173,7 +173,7 @@ impl Stream {
             }
         }
         if let Some(client) = &self.client {
-            client.membership.applied(self.session.applied());
+            client.membership.applied(self.session.applied(Instant::now()));
         }
     }
 
@@ -216,7 +216,9 @@ impl Stream {
         match reply {
             Reply::Ack(lag) => {
                 self.ads.metrics.acks.get_or_create(&resource_type.into()).inc();
-                self.ads.metrics.propagation.observe(lag.as_secs_f64());
+                if let Some(lag) = lag {
+                    self.ads.metrics.propagation.observe(lag.as_secs_f64());
+                }
                 if !self.session.is_refused(resource_type) {
                     client.membership.acknowledged(resource_type, lag);
                 }
@@ -227,7 +229,7 @@ impl Stream {
                 let reason: String = reason.chars().take(1_024).collect();
                 tracing::warn!(node = client.node, %resource_type, reason, "a client refused a response");
                 let detail = format!("refused {resource_type}: {reason}");
-                self.ads.timeline.proxy("nack", self.session.applied(), &client.node, detail);
+                self.ads.timeline.proxy("nack", self.session.applied(Instant::now()), &client.node, detail);
                 client.membership.refused(resource_type, reason);
             }
         }

@@ -14,7 +14,7 @@ use crate::{
     subscription::{Response, Variant},
 };
 
-/// A response of either variant, not yet copied anywhere.
+/// A response of either variant, not yet copied into a stream's buffer.
 #[derive(Debug)]
 pub(super) struct Frame {
     variant: Variant,

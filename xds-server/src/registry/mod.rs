@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use config::{ClusterName, Lease};
+use config::{ClusterName, EndpointId, Lease};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -29,7 +29,7 @@ use crate::{
     lease::{Displaced, Ended, HoldToken, Holder, Key, Leases},
     metrics::Metrics,
     snapshot::Snapshot,
-    store::{Operation, Store, StoreError},
+    store::{Operation, Scope, Store, StoreError},
     timeline::Timeline,
 };
 use compile::compile;
@@ -82,6 +82,21 @@ struct Job {
     reply: Option<oneshot::Sender<Result<Done, Refusal>>>,
 }
 
+impl Job {
+    /// The endpoint it writes, if it is about one.
+    fn endpoint(&self) -> Option<(&ClusterName, &EndpointId)> {
+        match &self.write {
+            Write::PutEndpoint { cluster, endpoint } => Some((cluster, &endpoint.id)),
+            Write::RemoveEndpoint { cluster, id } => Some((cluster, id)),
+            _ => None,
+        }
+    }
+
+    fn concerns_endpoint_of(&self, other: &Job) -> bool {
+        self.endpoint().is_some() && self.endpoint() == other.endpoint()
+    }
+}
+
 impl Registry {
     /// Loads `store` and starts the writer. Leased endpoints get a full term, those held by a
     /// connection `grace`, so that a restart removes nothing by itself.
@@ -108,7 +123,15 @@ impl Registry {
 
         let (publish, state) = watch::channel(Arc::new(State { world, snapshot }));
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let writer = Writer { store, publish, timeline, metrics, leases: Arc::clone(&leases), grace };
+        let writer = Writer {
+            store,
+            store_unknown: false,
+            publish,
+            timeline,
+            metrics,
+            leases: Arc::clone(&leases),
+            grace,
+        };
         thread::Builder::new()
             .name("registry".to_owned())
             .spawn(move || writer.run(queue))
@@ -191,6 +214,11 @@ impl Registry {
         }
     }
 
+    /// Waits until the writer has ended, which it does only by a fault of this program.
+    pub async fn ended(&self) {
+        self.jobs.closed().await;
+    }
+
     /// From now on a connection that closes removes nothing: it is the server that goes.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
@@ -235,6 +263,8 @@ impl Drop for Hold {
 
 struct Writer {
     store: Box<dyn Store>,
+    /// Set when a commit failed: some of it may have become durable.
+    store_unknown: bool,
     publish: watch::Sender<Arc<State>>,
     timeline: Arc<Timeline>,
     metrics: Arc<Metrics>,
@@ -251,15 +281,24 @@ struct Tried {
 
 impl Writer {
     fn run(mut self, mut queue: mpsc::Receiver<Job>) {
-        let mut group = Vec::with_capacity(GROUP);
-        while let Some(job) = queue.blocking_recv() {
+        let mut group: Vec<Job> = Vec::with_capacity(GROUP);
+        let mut next = queue.blocking_recv();
+        while let Some(job) = next.take() {
             group.push(job);
             while group.len() < GROUP
                 && let Ok(job) = queue.try_recv()
             {
+                // Whether a lease has ended is known once the writes before it are done.
+                if job.only_if.is_some() && group.iter().any(|before| before.concerns_endpoint_of(&job)) {
+                    next = Some(job);
+                    break;
+                }
                 group.push(job);
             }
             self.commit(&mut group);
+            if next.is_none() {
+                next = queue.blocking_recv();
+            }
         }
     }
 
@@ -283,8 +322,6 @@ impl Writer {
                     answer(&mut job, Ok(Done { revision, changes: effect.changes }));
                 }
                 Ok(effect) => {
-                    // At once, so that a removal further down the group finds the term it ends.
-                    self.settle_leases(&mut job, &effect);
                     if effect.is_change() {
                         revision += 1;
                         world = copy;
@@ -296,12 +333,15 @@ impl Writer {
         if revision == before.snapshot.revision() {
             return self.finish(tried);
         }
-        let stored = operations(&world, &tried).and_then(|ops| self.store.commit(revision, &ops));
+        let stored = self.store(&world, revision, &tried);
+        self.metrics.store_failing.set(i64::from(stored.is_err()));
         if let Err(error) = stored {
             tracing::error!(%error, "the store failed; the writes of this group were not done");
             self.metrics.store_failures.inc();
             for Tried { mut job, effect, .. } in tried {
-                self.restore_leases(&before.world, &effect);
+                if job.only_if.is_some() {
+                    self.restore_leases(&before.world, &effect);
+                }
                 answer(&mut job, Err(Refusal::Store(error.to_string())));
             }
             return;
@@ -318,6 +358,18 @@ impl Writer {
         self.metrics.revision.set(revision.cast_signed());
         self.publish.send_replace(Arc::new(State { world, snapshot }));
         self.finish(tried);
+    }
+
+    /// Makes durable what was tried, and all else too if it is not known what the store holds.
+    fn store(&mut self, world: &World, revision: u64, tried: &[Tried]) -> Result<(), StoreError> {
+        let scope = if self.store_unknown { Scope::Everything } else { Scope::Changes };
+        let operations = match scope {
+            Scope::Everything => all_operations(world),
+            Scope::Changes => operations(world, tried),
+        };
+        let stored = self.store.commit(revision, &operations?, scope);
+        self.store_unknown = stored.is_err();
+        stored
     }
 
     /// Whether a removal's reason still holds, at the one place where writes are in order.
@@ -337,6 +389,7 @@ impl Writer {
 
     fn finish(&self, tried: Vec<Tried>) {
         for Tried { mut job, effect, revision } in tried {
+            self.settle_leases(&mut job, &effect);
             self.metrics.writes.inc();
             answer(&mut job, Ok(Done { revision, changes: effect.changes }));
         }
@@ -353,7 +406,7 @@ impl Writer {
         }
     }
 
-    /// After a commit that failed, endpoints that are still there get a new term.
+    /// After a removal that failed, the endpoint whose lease had ended gets a new term.
     fn restore_leases(&self, world: &World, effect: &Effect) {
         for key in &effect.endpoints {
             if let Some(endpoint) = world.endpoint(&key.0, &key.1) {
@@ -391,6 +444,18 @@ fn operations(world: &World, tried: &[Tried]) -> Result<Vec<Operation>, StoreErr
         });
     }
     Ok(operations)
+}
+
+/// What an empty store has to do so that it holds `world`.
+fn all_operations(world: &World) -> Result<Vec<Operation>, StoreError> {
+    use config::manifest::Document;
+    let services = world.services().map(|e| (e.revision, Document::Service((*e.value).clone())));
+    let gateways = world.gateways().map(|e| (e.revision, Document::Gateway((*e.value).clone())));
+    let routes = world.routes().map(|e| (e.revision, Document::Route((*e.value).clone())));
+    let documents = services.chain(gateways).chain(routes);
+    let documents = documents.map(|(revision, document)| Operation::put_document(revision, &document));
+    let endpoints = world.registered().map(|(cluster, endpoint)| Operation::put_endpoint(cluster, endpoint));
+    documents.chain(endpoints).collect()
 }
 
 fn answer(job: &mut Job, result: Result<Done, Refusal>) {

@@ -15,8 +15,21 @@ pub trait Store: Send {
     /// Everything that was committed.
     fn load(&mut self) -> Result<Stored, StoreError>;
 
-    /// Makes `revision` and all of `operations` durable, or nothing.
-    fn commit(&mut self, revision: u64, operations: &[Operation]) -> Result<(), StoreError>;
+    /// Makes `revision` and all of `operations` durable, or nothing. With `scope` `Everything`, what
+    /// `operations` does not put is removed.
+    ///
+    /// After an error it is not known which of the two happened: the next commit has to be of
+    /// everything.
+    fn commit(&mut self, revision: u64, operations: &[Operation], scope: Scope) -> Result<(), StoreError>;
+}
+
+/// What a commit is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// What changed.
+    Changes,
+    /// All there is.
+    Everything,
 }
 
 /// What a store failed at, with the file and the remedy.
@@ -55,7 +68,7 @@ pub enum Table {
     Endpoints,
 }
 
-/// A document as it is stored: its JSON is read by the manifest reader, which knows every rule.
+/// A document as it is stored, in the shape of its manifest.
 #[derive(Serialize, Deserialize)]
 struct StoredDocument {
     revision: u64,
@@ -105,10 +118,10 @@ impl Stored {
             Table::Documents => {
                 let stored: StoredDocument =
                     serde_json::from_str(value).map_err(|e| unreadable(e.to_string()))?;
-                let read = manifest::parse(key, &stored.document.to_string()).map_err(|errors| {
+                let document = manifest::from_json(key, &stored.document).map_err(|errors| {
                     unreadable(errors.first().map(ToString::to_string).unwrap_or_default())
                 })?;
-                self.documents.extend(read.into_iter().map(|located| (stored.revision, located.document)));
+                self.documents.push((stored.revision, document));
             }
             Table::Endpoints => {
                 let endpoint: Endpoint =

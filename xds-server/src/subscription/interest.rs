@@ -9,8 +9,11 @@ use std::{
 use config::xds::ResourceType;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
-use super::{ACK_TIMEOUT, MAX_NAMES, Reply, Response, Variant, Violation};
-use crate::snapshot::{Name, Resource, Snapshot};
+use super::{
+    ACK_TIMEOUT, MAX_NAME_LENGTH, MAX_NAMES, Reply, Response, Variant, Violation,
+    reply::{InFlight, Refused, Since, Unanswered},
+};
+use crate::snapshot::{Logged, Name, Resource, Snapshot};
 
 /// The name that stands for every resource ("How the client specifies what resources to return").
 const WILDCARD: &str = "*";
@@ -28,11 +31,13 @@ pub struct Interest {
     names: HashSet<Name>,
     /// What the client holds, as far as it was sent.
     held: HashMap<Name, Held>,
-    /// Names that may differ from what is held, and the revision since when.
-    open: BTreeMap<Name, u64>,
+    /// What is to be sent although the client says that it holds it, from before it has asked.
+    owed: HashSet<Name>,
+    /// Names that may differ from what is held, and since when.
+    open: BTreeMap<Name, Since>,
     /// The first request is answered even if there is nothing to say: the client waits for it.
     greeting_owed: bool,
-    in_flight: Option<InFlight>,
+    unanswered: Unanswered,
     last_nonce: Arc<str>,
     refused: Refused,
 }
@@ -46,23 +51,6 @@ enum Held {
     Absent,
 }
 
-#[derive(Debug)]
-struct InFlight {
-    since: Instant,
-    published: Instant,
-    names: Vec<(Name, u64)>,
-    /// The oldest revision that is open until this is acknowledged.
-    oldest: u64,
-}
-
-/// Names whose newest form the client refused, and the revision since when.
-#[derive(Debug, Default)]
-struct Refused {
-    names: BTreeMap<Name, u64>,
-    /// The reason did not say which names, so all of the response stand for it.
-    vague: bool,
-}
-
 impl Interest {
     pub(super) fn new(resource_type: ResourceType, variant: Variant) -> Self {
         Self {
@@ -73,9 +61,10 @@ impl Interest {
             named_once: false,
             names: HashSet::new(),
             held: HashMap::new(),
+            owed: HashSet::new(),
             open: BTreeMap::new(),
             greeting_owed: false,
-            in_flight: None,
+            unanswered: Unanswered::default(),
             last_nonce: Arc::from(""),
             refused: Refused::default(),
         }
@@ -86,7 +75,7 @@ impl Interest {
     }
 
     pub(super) fn is_refused(&self) -> bool {
-        !self.refused.names.is_empty()
+        !self.refused.is_empty()
     }
 
     pub(super) fn wants(&self, name: &str) -> bool {
@@ -101,10 +90,10 @@ impl Interest {
 
     // ---- snapshots ----
 
-    /// A resource changed, appeared or went at `revision`.
-    pub(super) fn changed(&mut self, name: &Name, revision: u64) {
-        if self.asked && self.wants(name) {
-            self.open_since(name, revision);
+    /// A resource changed, appeared or went.
+    pub(super) fn changed(&mut self, change: &Logged) {
+        if self.asked && self.wants(&change.name) {
+            self.open_since(&change.name, Since::change(change));
         }
     }
 
@@ -113,25 +102,28 @@ impl Interest {
         if !self.asked {
             return;
         }
+        let since = Since::revision(revision);
         let held: Vec<Name> = self.held.keys().filter(|name| self.wants(name)).cloned().collect();
         let named: Vec<Name> = self.names.iter().cloned().collect();
-        held.iter().chain(&named).for_each(|name| self.open_since(name, revision));
+        held.iter().chain(&named).for_each(|name| self.open_since(name, since));
         if self.wildcard {
-            snapshot.resources(self.resource_type).keys().for_each(|name| self.open_since(name, revision));
+            snapshot.resources(self.resource_type).keys().for_each(|name| self.open_since(name, since));
         }
     }
 
-    /// The resource is to be sent though the client holds it.
+    /// The resource is to be sent though the client holds it, or will say so when it asks.
     pub(super) fn owe(&mut self, name: &Name, revision: u64) {
-        if self.asked && self.wants(name) {
+        if !self.asked {
+            self.owed.insert(Arc::clone(name));
+        } else if self.wants(name) {
             self.held.remove(name);
-            self.open_since(name, revision);
+            self.open_since(name, Since::revision(revision));
         }
     }
 
-    fn open_since(&mut self, name: &Name, revision: u64) {
-        let since = self.open.entry(Arc::clone(name)).or_insert(revision);
-        *since = revision.min(*since);
+    fn open_since(&mut self, name: &Name, since: Since) {
+        let known = self.open.entry(Arc::clone(name)).or_insert(since);
+        *known = known.older(since);
     }
 
     // ---- requests ----
@@ -151,15 +143,20 @@ impl Interest {
             self.greet(request.resource_names_subscribe.is_empty());
         }
         let revision = if first { 1 } else { snapshot.revision() };
+        let mut everything = false;
         for name in request.resource_names_subscribe {
-            self.subscribe(name.into(), first, revision, snapshot)?;
+            everything |= name == WILDCARD;
+            self.subscribe(name, first, revision)?;
+        }
+        if everything {
+            self.anything_changed(snapshot, revision);
         }
         for name in request.resource_names_unsubscribe {
             self.unsubscribe(&name, revision);
         }
         if first {
-            let (names, wildcard) = (&self.names, self.wildcard);
-            self.held.retain(|name, _| wildcard || names.contains(name));
+            let (names, wildcard, owed) = (&self.names, self.wildcard, std::mem::take(&mut self.owed));
+            self.held.retain(|name, _| (wildcard || names.contains(name)) && !owed.contains(name));
             self.anything_changed(snapshot, revision);
         }
         // "The nonce of the response it acknowledges": a stale one acknowledges nothing, but the
@@ -187,6 +184,9 @@ impl Interest {
         if names.len() > MAX_NAMES {
             return Err(Violation::TooManyNames);
         }
+        if names.iter().any(|name| name.len() > MAX_NAME_LENGTH) {
+            return Err(Violation::NameTooLong);
+        }
         if first {
             self.greet(names.is_empty());
         } else if names.is_empty() && self.named_once {
@@ -207,49 +207,50 @@ impl Interest {
         self.wildcard = names_nothing && self.resource_type.legacy_wildcard();
     }
 
-    fn subscribe(
-        &mut self,
-        name: Name,
-        first: bool,
-        revision: u64,
-        snapshot: &Snapshot,
-    ) -> Result<(), Violation> {
+    fn subscribe(&mut self, name: String, first: bool, revision: u64) -> Result<(), Violation> {
         self.named_once = true;
-        if &*name == WILDCARD {
+        if name == WILDCARD {
             self.wildcard = true;
-            self.anything_changed(snapshot, revision);
             return Ok(());
         }
-        if self.names.len() >= MAX_NAMES {
-            return Err(Violation::TooManyNames);
+        if name.len() > MAX_NAME_LENGTH {
+            return Err(Violation::NameTooLong);
         }
+        let name = Name::from(name);
         if !first {
             // "Re-subscribing: the server must send the resource even if the client has it."
             self.held.remove(&name);
         }
-        self.open_since(&name, revision);
+        self.open_since(&name, Since::revision(revision));
         self.names.insert(name);
-        Ok(())
+        if self.names.len() > MAX_NAMES { Err(Violation::TooManyNames) } else { Ok(()) }
     }
 
     fn unsubscribe(&mut self, name: &str, revision: u64) {
         if name == WILDCARD {
             self.wildcard = false;
-            let names = &self.names;
-            self.held.retain(|name, _| names.contains(name));
-            self.open.retain(|name, _| names.contains(name));
+            self.forget_unwanted();
         } else if let Some(name) = self.names.take(name) {
             self.held.remove(&name);
             if self.wildcard {
                 // "Unsubscribing from a resource that the wildcard covers is answered with it, or
                 // with its removal."
                 self.held.insert(Arc::clone(&name), Held::Version(Arc::from(""), None));
-                self.open_since(&name, revision);
+                self.open_since(&name, Since::revision(revision));
             } else {
                 self.open.remove(&name);
+                self.refused.forget(&name);
             }
         }
         // A name that was never subscribed to: nothing to do.
+    }
+
+    /// What is no longer asked for is forgotten on both sides.
+    fn forget_unwanted(&mut self) {
+        let names = &self.names;
+        self.held.retain(|name, _| names.contains(name));
+        self.open.retain(|name, _| names.contains(name));
+        self.refused.retain(|name| names.contains(name));
     }
 
     fn replace_names(&mut self, names: Vec<String>, revision: u64, snapshot: &Snapshot) {
@@ -260,31 +261,24 @@ impl Interest {
         let before = std::mem::replace(&mut self.names, now);
         let added: Vec<Name> = self.names.difference(&before).cloned().collect();
         for name in added {
-            self.open_since(&name, revision);
+            self.open_since(&name, Since::revision(revision));
         }
         if wildcard && !was_wildcard {
             self.anything_changed(snapshot, revision);
         }
         if !wildcard {
-            // What is no longer asked for is forgotten on both sides.
-            let names = &self.names;
-            self.held.retain(|name, _| names.contains(name));
-            self.open.retain(|name, _| names.contains(name));
+            self.forget_unwanted();
         }
     }
 
     fn on_reply(&mut self, nonce: &str, reason: Option<String>, now: Instant) -> Option<Reply> {
-        // An empty nonce on a stream that has none yet must not match.
-        if nonce.is_empty() || nonce != &*self.last_nonce {
-            return None;
-        }
-        let InFlight { published, names, oldest, .. } = self.in_flight.take()?;
+        let answered = self.unanswered.take(nonce)?;
         // "NACK = error_detail is present."
         let Some(reason) = reason else {
-            self.refused.acknowledged(&names);
-            return Some(Reply::Ack(now.saturating_duration_since(published)));
+            self.refused.acknowledged(&answered.names);
+            return Some(Reply::Ack(answered.published.map(|at| now.saturating_duration_since(at))));
         };
-        self.refused.add(&names, oldest, &reason);
+        self.refused.add(&answered, &reason);
         Some(Reply::Nack(reason))
     }
 
@@ -311,19 +305,11 @@ impl Interest {
         if silent && batch.send.is_empty() && !(greeting && self.wildcard) {
             // Absence cannot be said in a partial state of the world: the client waits, or drops
             // what it holds with the resource that named it.
+            batch.removed.iter().for_each(|name| self.refused.forget(name));
             return None;
         }
         let resources = if self.is_full_state() { self.full_state(snapshot) } else { batch.send };
-        // An overdue response is not waited for any more, but what it carried stays open.
-        let overdue = self.in_flight.take();
-        let oldest = batch.open.iter().map(|(_, revision)| *revision);
-        let oldest = oldest.chain(overdue.map(|o| o.oldest)).chain(greeting.then_some(1)).min();
-        self.in_flight = Some(InFlight {
-            since: now,
-            published: snapshot.published(),
-            names: batch.open,
-            oldest: oldest.unwrap_or_else(|| snapshot.revision()),
-        });
+        self.unanswered.push(InFlight::new(Arc::clone(&nonce), now, batch.open, greeting));
         self.last_nonce = Arc::clone(&nonce);
         let version_info = match self.variant {
             Variant::Incremental => String::new(),
@@ -344,7 +330,7 @@ impl Interest {
     /// Settles the open names against what is held, keeping those whose removal has to wait.
     fn take_open(&mut self, snapshot: &Snapshot, may_remove: bool) -> Batch {
         let mut batch = Batch::default();
-        for (name, revision) in std::mem::take(&mut self.open) {
+        for (name, since) in std::mem::take(&mut self.open) {
             let current = snapshot.resource(self.resource_type, &name);
             match (current, self.held.get(&name)) {
                 (Some(resource), Some(Held::Version(version, _))) if *version == resource.version => {}
@@ -355,10 +341,10 @@ impl Interest {
                     let held = Held::Version(Arc::clone(&resource.version), Some(Arc::clone(resource)));
                     self.held.insert(Arc::clone(&name), held);
                     batch.send.push(Arc::clone(resource));
-                    batch.open.push((name, revision));
+                    batch.open.push((name, since));
                 }
                 (None, Some(Held::Version(..))) if !may_remove => {
-                    self.open.insert(name, revision);
+                    self.open.insert(name, since);
                 }
                 (None, Some(Held::Absent)) => {}
                 (None, None) if !self.names.contains(&name) => {}
@@ -371,7 +357,7 @@ impl Interest {
                         self.held.remove(&name);
                     }
                     batch.removed.push(Arc::clone(&name));
-                    batch.open.push((name, revision));
+                    batch.open.push((name, since));
                 }
             }
         }
@@ -412,7 +398,12 @@ impl Interest {
 
     /// Whether a response is on its way that the next has to wait for.
     pub(super) fn is_in_flight(&self, now: Instant) -> bool {
-        self.in_flight.as_ref().is_some_and(|f| now < f.since + ACK_TIMEOUT)
+        self.unanswered.newest().is_some_and(|sent| now < sent + ACK_TIMEOUT)
+    }
+
+    /// Whether there is something to send, if it may be.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.asked && (self.greeting_owed || !self.open.is_empty())
     }
 
     /// Whether the client has been sent everything and has accepted it, or has had its time to.
@@ -422,16 +413,14 @@ impl Interest {
 
     /// When the wait for an acknowledgement ends.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
-        self.in_flight.as_ref().map(|f| f.since + ACK_TIMEOUT).filter(|deadline| *deadline > now)
+        self.unanswered.newest().map(|sent| sent + ACK_TIMEOUT).filter(|deadline| *deadline > now)
     }
 
     /// The oldest revision that the client has not acknowledged everything of.
     pub(super) fn oldest_open(&self) -> Option<u64> {
-        let open = self.open.values().min().copied();
-        let in_flight = self.in_flight.as_ref().map(|f| f.oldest);
-        let refused = self.refused.names.values().min().copied();
+        let open = self.open.values().map(|since| since.revision).min();
         let greeting = self.greeting_owed.then_some(1);
-        [open, in_flight, refused, greeting].into_iter().flatten().min()
+        [open, self.unanswered.oldest(), self.refused.oldest(), greeting].into_iter().flatten().min()
     }
 }
 
@@ -441,27 +430,5 @@ struct Batch {
     removed: Vec<Name>,
     replaced: Vec<Name>,
     /// What was open and is settled once this is acknowledged.
-    open: Vec<(Name, u64)>,
-}
-
-impl Refused {
-    fn add(&mut self, names: &[(Name, u64)], oldest: u64, reason: &str) {
-        let blamed = names.iter().filter(|(name, _)| reason.contains(&**name)).collect::<Vec<_>>();
-        self.vague = blamed.is_empty();
-        if blamed.is_empty() {
-            self.names.extend(names.iter().map(|(name, _)| (Arc::clone(name), oldest)));
-        } else {
-            self.names.extend(blamed.into_iter().cloned());
-        }
-    }
-
-    fn acknowledged(&mut self, names: &[(Name, u64)]) {
-        let before = self.names.len();
-        for (name, _) in names {
-            self.names.remove(name);
-        }
-        if self.vague && self.names.len() < before {
-            self.names.clear();
-        }
-    }
+    open: Vec<(Name, Since)>,
 }

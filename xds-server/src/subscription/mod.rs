@@ -1,6 +1,7 @@
 //! What one client is owed: (requests, snapshots) → responses. Pure: no I/O, time is passed in.
 //!
 //! - [`interest`]: what a client asks for and holds of one type; the rules of both variants.
+//! - `reply`: what is on its way, and what the client made of it.
 //! - here: the four types of one stream, and the order between them.
 //!
 //! Citations are of `docs/root/api-docs/xds_protocol.rst` of Envoy, by section.
@@ -10,6 +11,7 @@
 //! a response a type each [`ACK_TIMEOUT`].
 
 pub mod interest;
+mod reply;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +31,9 @@ pub const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How many names a client may ask for by name, a type.
 pub const MAX_NAMES: usize = 65_536;
+
+/// How long a name may be, in bytes.
+pub const MAX_NAME_LENGTH: usize = 512;
 
 /// The two variants of the protocol ("Four Variants of the xDS Transport Protocol"; both over ADS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +64,9 @@ pub struct Response {
 /// What a request said about an earlier response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// It was applied; what it carried had been published this long ago.
-    Ack(Duration),
+    /// It was applied. The oldest change in it was published this long ago; `None` when it only
+    /// answered what the client asked for.
+    Ack(Option<Duration>),
     /// It was refused, for this reason.
     Nack(String),
 }
@@ -71,6 +77,9 @@ pub enum Violation {
     /// A client asks for more than [`MAX_NAMES`] names.
     #[error("more than {MAX_NAMES} names of one type were subscribed to on one stream; use a wildcard")]
     TooManyNames,
+    /// A client asks for a name longer than [`MAX_NAME_LENGTH`].
+    #[error("a name of more than {MAX_NAME_LENGTH} bytes was subscribed to")]
+    NameTooLong,
 }
 
 /// One stream of one client.
@@ -80,6 +89,10 @@ pub struct Session {
     interests: [Interest; ResourceType::ALL.len()],
     nonces: u64,
     applied: u64,
+    /// When the client first asked for something.
+    began: Option<Instant>,
+    /// Since when listeners or routes wait for clusters.
+    routing_waits: Option<Instant>,
 }
 
 impl Session {
@@ -90,6 +103,8 @@ impl Session {
             interests: ResourceType::ALL.map(|resource_type| Interest::new(resource_type, variant)),
             nonces: 0,
             applied: 0,
+            began: None,
+            routing_waits: None,
         }
     }
 
@@ -102,7 +117,7 @@ impl Session {
         match snapshot.changes_since(self.snapshot.revision()) {
             Some(changes) => {
                 for change in changes {
-                    self.interests[change.resource_type.index()].changed(&change.name, change.revision);
+                    self.interests[change.resource_type.index()].changed(change);
                 }
             }
             None => {
@@ -121,6 +136,7 @@ impl Session {
         request: DeltaDiscoveryRequest,
         now: Instant,
     ) -> Result<Option<Reply>, Violation> {
+        self.began.get_or_insert(now);
         let interest = &mut self.interests[resource_type.index()];
         interest.on_incremental(request, &self.snapshot, now)
     }
@@ -132,6 +148,7 @@ impl Session {
         request: DiscoveryRequest,
         now: Instant,
     ) -> Result<Option<Reply>, Violation> {
+        self.began.get_or_insert(now);
         let interest = &mut self.interests[resource_type.index()];
         interest.on_state_of_the_world(request, &self.snapshot, now)
     }
@@ -145,20 +162,26 @@ impl Session {
     /// [`Self::deadline`].
     ///
     /// "Eventual consistency considerations", make before break: clusters and their assignments
-    /// first; listeners and routes when the client has acknowledged the clusters; removals of
-    /// clusters and assignments when it has acknowledged the routes that no longer need them.
+    /// first; listeners and routes when the client has acknowledged the clusters, or after
+    /// [`ACK_TIMEOUT`]; removals of clusters and assignments when it has acknowledged the routes that
+    /// no longer need them.
     pub fn poll(&mut self, now: Instant) -> Option<Response> {
         use ResourceType::{Cluster, Listener, LoadAssignment, RouteConfiguration};
-        let clusters_free = !self.interest(Cluster).is_in_flight(now);
+        // Clusters that keep changing must not hold routes back for ever.
+        let waited = self.routing_waits.is_some_and(|since| now >= since + ACK_TIMEOUT);
+        let clusters_free = waited || !self.interest(Cluster).is_in_flight(now);
         let listeners_settled = self.interest(Listener).is_settled(now);
         let routing_settled = listeners_settled && self.interest(RouteConfiguration).is_settled(now);
         let clusters_settled = self.interest(Cluster).is_settled(now);
-        let plan = [
+        let mut plan = [
             (Cluster, true, routing_settled),
             (LoadAssignment, true, routing_settled && clusters_settled),
             (Listener, clusters_free, true),
             (RouteConfiguration, clusters_free, listeners_settled),
         ];
+        if waited {
+            plan.rotate_left(2);
+        }
         for (resource_type, may_send, may_remove) in plan {
             if !may_send {
                 continue;
@@ -169,6 +192,7 @@ impl Session {
                 continue;
             };
             self.nonces += 1;
+            self.note_routing_waits(now);
             if resource_type == Cluster {
                 // A cluster that changed warms anew and waits for its assignment, which has not
                 // changed ("Resource warming"): send it again.
@@ -179,25 +203,40 @@ impl Session {
             }
             return Some(response);
         }
+        self.note_routing_waits(now);
         None
+    }
+
+    fn note_routing_waits(&mut self, now: Instant) {
+        let waits = self.interest(ResourceType::Listener).is_waiting()
+            || self.interest(ResourceType::RouteConfiguration).is_waiting();
+        self.routing_waits = waits.then(|| self.routing_waits.unwrap_or(now));
     }
 
     /// When [`Self::poll`] may have something though nothing happened.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
-        self.interests.iter().filter_map(|interest| interest.deadline(now)).min()
+        let interests = self.interests.iter().filter_map(|interest| interest.deadline(now));
+        let session = [self.routing_waits, self.began.filter(|_| !self.is_routing_asked())];
+        let session = session.into_iter().flatten().map(|since| since + ACK_TIMEOUT);
+        interests.chain(session.filter(|deadline| *deadline > now)).min()
+    }
+
+    fn is_routing_asked(&self) -> bool {
+        self.interest(ResourceType::Listener).is_asked()
     }
 
     /// The newest revision of which the client has acknowledged everything it subscribed to. Zero
-    /// until it has asked for listeners: before that it does not know what it will need.
-    pub fn applied(&mut self) -> u64 {
+    /// until it has asked for listeners, without which it does not know what it will need; a client
+    /// that does not ask for them within [`ACK_TIMEOUT`] does without.
+    pub fn applied(&mut self, now: Instant) -> u64 {
+        let starting = self.began.is_none_or(|began| now < began + ACK_TIMEOUT);
+        if starting && !self.is_routing_asked() {
+            return self.applied;
+        }
         let asked = self.interests.iter().filter(|interest| interest.is_asked());
         let oldest_open = asked.filter_map(Interest::oldest_open).min();
-        let now = match oldest_open {
-            _ if !self.interest(ResourceType::Listener).is_asked() => 0,
-            Some(open) => open.saturating_sub(1),
-            None => self.snapshot.revision(),
-        };
-        self.applied = self.applied.max(now);
+        let newest = oldest_open.map_or(u64::MAX, |open| open.saturating_sub(1));
+        self.applied = self.applied.max(newest.min(self.snapshot.revision()));
         self.applied
     }
 }

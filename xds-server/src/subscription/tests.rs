@@ -187,7 +187,7 @@ fn a_client_that_never_acknowledges_is_neither_starved_nor_counted_as_current() 
     assert_eq!(deadline - wire.now, ACK_TIMEOUT);
     wire.wait(ACK_TIMEOUT);
     assert_eq!(shape(wire.poll().as_ref()), "LDS +a");
-    assert_eq!(wire.session.applied(), 0);
+    assert_eq!(wire.session.applied(wire.now), 0);
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn a_refusal_is_not_answered_with_the_same_and_keeps_the_revision_open() {
     let first = wire.poll().unwrap();
     assert_eq!(wire.nack(&first, "a: bad address"), Some(Reply::Nack("a: bad address".into())));
     assert!(wire.poll().is_none());
-    assert_eq!(wire.session.applied(), 0);
+    assert_eq!(wire.session.applied(wire.now), 0);
 
     // Another resource goes through; the refusal of `a` stands.
     let two = one.with(2, [put(LDS, "b", "2")]);
@@ -206,14 +206,14 @@ fn a_refusal_is_not_answered_with_the_same_and_keeps_the_revision_open() {
     let second = wire.poll().unwrap();
     wire.ack(&second);
     assert!(wire.session.is_refused(LDS));
-    assert_eq!(wire.session.applied(), 0);
+    assert_eq!(wire.session.applied(wire.now), 0);
 
     wire.session.on_snapshot(two.with(3, [put(LDS, "a", "3")]));
     let third = wire.poll().unwrap();
     assert_eq!(shape(Some(&third)), "LDS +a");
     wire.ack(&third);
     assert!(!wire.session.is_refused(LDS));
-    assert_eq!(wire.session.applied(), 3);
+    assert_eq!(wire.session.applied(wire.now), 3);
 }
 
 fn connected(snapshot: &Snapshot) -> Wire {
@@ -233,7 +233,7 @@ fn routes_wait_for_clusters_and_removals_for_routes() {
     let one = Snapshot::empty(0)
         .with(1, [put(CDS, "a", "1"), put(EDS, "a", "1"), put(LDS, "l", "1"), put(RDS, "r", "→a")]);
     let mut wire = connected(&one);
-    assert_eq!(wire.session.applied(), 1);
+    assert_eq!(wire.session.applied(wire.now), 1);
     let two = one.with(
         2,
         [put(CDS, "b", "1"), put(EDS, "b", "1"), put(RDS, "r", "→b"), gone(CDS, "a"), gone(EDS, "a")],
@@ -251,7 +251,7 @@ fn routes_wait_for_clusters_and_removals_for_routes() {
     let routes = wire.poll().unwrap();
     assert_eq!(shape(Some(&routes)), "RDS +r");
     assert_eq!(shape(wire.poll().as_ref()), "nothing", "removals wait for the routes");
-    assert_eq!(wire.session.applied(), 1);
+    assert_eq!(wire.session.applied(wire.now), 1);
     wire.ack(&routes);
     let removal = wire.poll().unwrap();
     assert_eq!(shape(Some(&removal)), "CDS -a");
@@ -259,7 +259,7 @@ fn routes_wait_for_clusters_and_removals_for_routes() {
     let removal = wire.poll().unwrap();
     assert_eq!(shape(Some(&removal)), "EDS -a");
     wire.ack(&removal);
-    assert_eq!(wire.session.applied(), 2);
+    assert_eq!(wire.session.applied(wire.now), 2);
 }
 
 #[test]
@@ -482,7 +482,7 @@ fn any_interleaving_ends_with_the_subscribed_part_of_the_snapshot() {
         let expected: BTreeMap<String, Arc<str>> = snapshot
             .resources(CDS)
             .iter()
-            .filter(|(name, _)| session.interest(CDS).wants(name))
+            .filter(|(name, _)| client.wildcard || client.names.contains(&***name))
             .map(|(name, resource)| (name.to_string(), Arc::clone(&resource.version)))
             .collect();
         assert_eq!(client.held, expected, "SEED={seed}, round {round}");
@@ -525,8 +525,174 @@ fn state_of_the_world_ends_with_the_same() {
             let ack = DiscoveryRequest { response_nonce: response.nonce.to_string(), ..Default::default() };
             session.on_state_of_the_world(CDS, ack, later).unwrap();
         }
-        let held: Vec<&String> = client.held.keys().collect();
-        let expected: Vec<String> = snapshot.resources(CDS).keys().map(ToString::to_string).collect();
-        assert_eq!(held, expected.iter().collect::<Vec<_>>(), "SEED={seed}, round {round}");
+        let all = snapshot.resources(CDS).iter();
+        let expected: BTreeMap<String, Arc<str>> =
+            all.map(|(name, resource)| (name.to_string(), Arc::clone(&resource.version))).collect();
+        assert_eq!(client.held, expected, "SEED={seed}, round {round}");
     }
+}
+
+#[test]
+fn a_refusal_ends_when_its_resource_is_dropped_or_gone() {
+    let one = Snapshot::empty(0).with(1, [put(CDS, "a", "1"), put(LDS, "l", "1"), put(RDS, "r", "1")]);
+    let mut wire = connected(&one);
+    let two = one.with(2, [put(RDS, "r", "2"), gone(CDS, "a")]);
+    wire.session.on_snapshot(two.clone());
+    let routes = wire.poll().unwrap();
+    wire.nack(&routes, "r: no");
+    assert_eq!(shape(wire.poll().as_ref()), "nothing", "the old routes may need the cluster");
+    wire.delta(RDS, &[], &["r"]);
+    let removal = wire.poll().unwrap();
+    assert_eq!(shape(Some(&removal)), "CDS -a");
+    wire.ack(&removal);
+    assert_eq!(wire.session.applied(wire.now), 2);
+
+    // State of the world cannot say that a route configuration is gone, and need not.
+    let mut wire = Wire::new(Variant::StateOfTheWorld, &two);
+    wire.sotw(LDS, &[], "");
+    wire.sotw(RDS, &["r"], "");
+    while let Some(response) = wire.poll() {
+        if response.resource_type == RDS {
+            let request = DiscoveryRequest {
+                resource_names: vec!["r".to_owned()],
+                response_nonce: response.nonce.to_string(),
+                error_detail: Some(Status { message: "r: no".to_owned(), ..Default::default() }),
+                ..Default::default()
+            };
+            wire.session.on_state_of_the_world(RDS, request, wire.now).unwrap();
+        } else {
+            wire.sotw(LDS, &[], &response.nonce);
+        }
+    }
+    assert!(wire.session.is_refused(RDS));
+    wire.session.on_snapshot(two.with(3, [gone(RDS, "r")]));
+    assert!(wire.poll().is_none());
+    assert!(!wire.session.is_refused(RDS));
+    assert_eq!(wire.session.applied(wire.now), 3);
+}
+
+#[test]
+fn a_precise_refusal_leaves_an_earlier_vague_one_as_it_was() {
+    let one = Snapshot::empty(0).with(1, [put(LDS, "a", "1"), put(LDS, "b", "1")]);
+    let mut wire = Wire::new(Variant::Incremental, &one);
+    wire.delta(LDS, &[], &[]);
+    let first = wire.poll().unwrap();
+    wire.nack(&first, "something is wrong");
+    let two = one.with(2, [put(LDS, "c", "1")]);
+    wire.session.on_snapshot(two.clone());
+    let second = wire.poll().unwrap();
+    wire.nack(&second, "c: bad");
+    let three = two.with(3, [put(LDS, "a", "2"), put(LDS, "c", "2")]);
+    wire.session.on_snapshot(three);
+    let third = wire.poll().unwrap();
+    wire.ack(&third);
+    assert!(!wire.session.is_refused(LDS));
+    assert_eq!(wire.session.applied(wire.now), 3);
+}
+
+#[test]
+fn a_late_refusal_counts() {
+    let one = Snapshot::empty(0).with(1, [put(LDS, "a", "1"), put(LDS, "b", "1")]);
+    let mut wire = Wire::new(Variant::Incremental, &one);
+    wire.delta(LDS, &[], &[]);
+    let first = wire.poll().unwrap();
+    wire.session.on_snapshot(one.with(2, [put(LDS, "b", "2")]));
+    wire.wait(ACK_TIMEOUT);
+    let second = wire.poll().unwrap();
+    assert_eq!(wire.nack(&first, "a: bad"), Some(Reply::Nack("a: bad".into())));
+    assert!(wire.ack(&second).is_some());
+    assert!(wire.session.is_refused(LDS));
+    assert_eq!(wire.session.applied(wire.now), 0);
+}
+
+#[test]
+fn a_client_without_listeners_counts_by_what_it_asks_for() {
+    let one = Snapshot::empty(0).with(1, [put(CDS, "a", "1")]);
+    let mut wire = Wire::new(Variant::Incremental, &one);
+    wire.delta(CDS, &[], &[]);
+    let first = wire.poll().unwrap();
+    wire.ack(&first);
+    assert_eq!(wire.session.applied(wire.now), 0, "it may be about to ask");
+    assert_eq!(wire.session.deadline(wire.now), Some(wire.now + ACK_TIMEOUT));
+    wire.wait(ACK_TIMEOUT);
+    assert_eq!(wire.session.applied(wire.now), 1);
+}
+
+#[test]
+fn a_cluster_that_changed_while_the_client_was_away_gets_its_assignment_again() {
+    let old = Snapshot::empty(0).with(1, [put(CDS, "a", "1"), put(EDS, "a", "1")]);
+    let held = |snapshot: &Snapshot, resource_type| {
+        let version = snapshot.resource(resource_type, "a").unwrap().version.to_string();
+        [("a".to_owned(), version)].into_iter().collect()
+    };
+    let new = old.with(2, [put(CDS, "a", "2")]);
+    let mut wire = Wire::new(Variant::Incremental, &new);
+    let request = DeltaDiscoveryRequest { initial_resource_versions: held(&old, CDS), ..Default::default() };
+    wire.session.on_incremental(CDS, request, wire.now).unwrap();
+    // Answered before the client has asked for assignments.
+    assert_eq!(shape(wire.poll().as_ref()), "CDS +a");
+    let request = DeltaDiscoveryRequest {
+        initial_resource_versions: held(&new, EDS),
+        resource_names_subscribe: vec!["a".to_owned()],
+        ..Default::default()
+    };
+    wire.session.on_incremental(EDS, request, wire.now).unwrap();
+    assert_eq!(shape(wire.poll().as_ref()), "EDS +a");
+}
+
+#[test]
+fn clusters_that_keep_changing_do_not_hold_routes_back_for_ever() {
+    let mut snapshot =
+        Snapshot::empty(0).with(1, [put(CDS, "a", "1"), put(LDS, "l", "1"), put(RDS, "r", "1")]);
+    let mut wire = connected(&snapshot);
+    let mut routed = None;
+    snapshot = snapshot.with(2, [put(RDS, "r", "2"), put(CDS, "a", "2")]);
+    for revision in 3..10_000 {
+        wire.session.on_snapshot(snapshot.clone());
+        wire.wait(Duration::from_millis(1));
+        while let Some(response) = wire.poll() {
+            snapshot = snapshot.with(revision, [put(CDS, "a", &revision.to_string())]);
+            wire.session.on_snapshot(snapshot.clone());
+            if response.resource_type == RDS {
+                routed = Some(revision);
+            }
+            wire.ack(&response);
+            if response.resource_type == CDS {
+                break;
+            }
+        }
+        if routed.is_some() {
+            break;
+        }
+    }
+    let limit = u64::try_from(ACK_TIMEOUT.as_millis()).unwrap() + 10;
+    assert!(routed.is_some_and(|revision| revision < limit), "{routed:?}");
+}
+
+#[test]
+fn an_acknowledgement_measures_from_the_change_and_not_from_the_greeting() {
+    let one = Snapshot::empty(0).with(1, [put(LDS, "a", "1")]);
+    let mut wire = Wire::new(Variant::Incremental, &one);
+    wire.delta(LDS, &[], &[]);
+    let first = wire.poll().unwrap();
+    wire.wait(Duration::from_secs(5));
+    assert_eq!(wire.ack(&first), Some(Reply::Ack(None)));
+    wire.session.on_snapshot(one.with(2, [put(LDS, "a", "2")]));
+    let second = wire.poll().unwrap();
+    wire.wait(Duration::from_secs(1));
+    let Some(Reply::Ack(Some(lag))) = wire.ack(&second) else { panic!() };
+    assert!(lag >= Duration::from_secs(1));
+}
+
+#[test]
+fn names_are_bounded_in_length_and_known_ones_may_be_named_again() {
+    let mut session = Session::new(Variant::Incremental, Snapshot::empty(0));
+    let subscribe =
+        |names: Vec<String>| DeltaDiscoveryRequest { resource_names_subscribe: names, ..Default::default() };
+    let now = Instant::now();
+    let all = (0..MAX_NAMES).map(|i| i.to_string()).collect();
+    session.on_incremental(EDS, subscribe(all), now).unwrap();
+    session.on_incremental(EDS, subscribe(vec!["7".to_owned()]), now).unwrap();
+    let long = "x".repeat(MAX_NAME_LENGTH + 1);
+    assert_eq!(session.on_incremental(CDS, subscribe(vec![long]), now), Err(Violation::NameTooLong));
 }
