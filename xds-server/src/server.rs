@@ -16,7 +16,7 @@ use crate::{
     metrics::Metrics,
     registry::{
         Registry,
-        write::{Refusal, Write},
+        write::{Refusal, Write, keep_splits},
     },
     store::{FileStore, StoreError},
     timeline::Timeline,
@@ -92,10 +92,15 @@ impl Server {
         self.xds_addr
     }
 
-    /// Applies manifests, given as names and texts, all of them or none.
+    /// Applies manifests, given as names and texts, all of them or none, as at every start.
+    ///
+    /// A service that exists keeps its live split, so that a restart undoes no shift, unless a version
+    /// that has traffic is no longer in its manifest. (`POST /v1/apply` sets the split.)
     pub async fn apply(&self, files: Vec<(String, String)>, actor: &str) -> Result<WriteAnswer, ErrorBody> {
         let refused = |refusal: Refusal| api::error_body("invalid", &refusal);
-        let documents = api::read_manifests(&files).map_err(refused)?;
+        let mut documents = api::read_manifests(&files).map_err(refused)?;
+        // Nobody else writes yet: the API is served later.
+        keep_splits(&self.api.registry.state().world, &mut documents);
         let done = self.api.registry.write(Write::Apply(documents), actor, false).await.map_err(refused)?;
         Ok(WriteAnswer { revision: done.revision, dry_run: false, changes: done.changes, applied: None })
     }
@@ -149,4 +154,54 @@ fn listen(
         Ok((listener, bound))
     };
     bind().map_err(|error| StartError::Listen { address, what, flag, error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn bound(directory: &std::path::Path) -> Server {
+        let mut settings = ServerSettings::new(directory);
+        settings.api_addr = "127.0.0.1:0".parse().unwrap();
+        settings.xds_addr = settings.api_addr;
+        // A registry that was dropped closes its store on its own thread.
+        for _ in 0..100 {
+            match Server::bind(settings.clone()).await {
+                Ok(server) => return server,
+                Err(StartError::Store(_)) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("the store stays in use");
+    }
+
+    fn files(text: &str) -> Vec<(String, String)> {
+        vec![("shop.yaml".to_owned(), text.to_owned())]
+    }
+
+    #[tokio::test]
+    async fn a_restart_undoes_no_shift() {
+        let directory = std::env::temp_dir().join(format!("sluicegate-apply-{}", std::process::id()));
+        let text =
+            "kind: Service\nname: shop\nversions: {v1: {}, v2: {}}\nsplit: {weights: {v1: 1, v2: 0}}\n";
+        let shop = || "shop".parse().unwrap();
+        let shifted = config::Split::all_to("v2".parse().unwrap());
+        let server = bound(&directory).await;
+        server.apply(files(text), "serve -f").await.unwrap();
+        let write = Write::Split { service: shop(), split: shifted.clone(), if_match: None };
+        server.api.registry.write(write, "test", false).await.unwrap();
+        drop(server);
+
+        let server = bound(&directory).await;
+        server.apply(files(text), "serve -f").await.unwrap();
+        let state = server.api.registry.state();
+        assert_eq!(state.world.split(&shop()), Some(&shifted));
+        // The version that has the traffic goes: the manifest says where it goes instead.
+        let only = "kind: Service\nname: shop\nversions: {v1: {}}\n";
+        server.apply(files(only), "serve -f").await.unwrap();
+        let state = server.api.registry.state();
+        assert_eq!(state.world.split(&shop()), Some(&config::Split::all_to("v1".parse().unwrap())));
+        drop(server);
+        let _ = std::fs::remove_dir_all(&directory);
+    }
 }

@@ -5,6 +5,7 @@ use axum::{
     http::{Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
+use config::manifest::MAX_ERRORS;
 
 use super::types::{ErrorAnswer, ErrorBody};
 use crate::registry::write::Refusal;
@@ -51,6 +52,8 @@ pub(crate) fn error_body(code: &str, refusal: &Refusal) -> ErrorBody {
             let first = errors.first().map(ToString::to_string).unwrap_or_default();
             let message = match errors.len() {
                 0 | 1 => first,
+                // The last one says how many more there are.
+                n if n > MAX_ERRORS => format!("{first} (and more than {} more)", MAX_ERRORS - 1),
                 n => format!("{first} (and {} more)", n - 1),
             };
             (message, errors.clone())

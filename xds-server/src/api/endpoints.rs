@@ -11,7 +11,8 @@ use axum::{
 };
 use bytes::Bytes;
 use config::{
-    ClusterName, Endpoint, EndpointId, Health, Lease, ServiceName, VersionName, endpoint::MAX_ENDPOINT_WEIGHT,
+    ClusterName, Endpoint, EndpointId, Health, Lease, ServiceName, VersionName,
+    endpoint::{MAX_ENDPOINT_WEIGHT, check_address},
 };
 use futures_util::stream;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Api,
     answer::ApiError,
-    request::{Actor, MAX_BODY, Named, Queried, WriteQuery, answer, duration, json},
+    request::{Actor, MAX_BODY, Named, Queried, WriteQuery, answer, duration, json, no_if_match},
     types::{Action, Change, EndpointBody, ErrorAnswer, ErrorBody, WriteAnswer},
 };
 use crate::{
@@ -52,6 +53,7 @@ pub(super) async fn register(
     body: Body,
 ) -> Result<Json<WriteAnswer>, ApiError> {
     let waiting = query.waiting()?;
+    no_if_match(&headers)?;
     let body: EndpointBody = json(&headers, body, MAX_BODY).await?;
     let cluster = ClusterName::new(service, version);
     let lease = match &body.ttl {
@@ -86,15 +88,17 @@ fn renewed(api: &Api, cluster: &ClusterName, id: &EndpointId) -> Done {
         ("wait" = Option<String>, Query, description = "`applied`: answer when every connected proxy has it"),
         ("timeout" = Option<String>, Query, description = "How long to wait, `2s` by default"),
     ),
-    responses((status = 200, body = WriteAnswer), (status = 404, body = ErrorAnswer)),
+    responses((status = 200, body = WriteAnswer), (status = 400, body = ErrorAnswer), (status = 404, body = ErrorAnswer)),
 )]
 pub(super) async fn remove(
     State(api): State<Api>,
     Named((service, version, id)): Named<EndpointPath>,
     Actor(actor): Actor,
     Queried(query): Queried<WriteQuery>,
+    headers: HeaderMap,
 ) -> Result<Json<WriteAnswer>, ApiError> {
     let waiting = query.waiting()?;
+    no_if_match(&headers)?;
     let write = Write::RemoveEndpoint { cluster: ClusterName::new(service, version), id };
     let done = api.registry.write(write, &actor, query.dry_run).await?;
     Ok(Json(answer(&api, done, query.dry_run, waiting).await))
@@ -119,6 +123,7 @@ pub(super) async fn hold(
     body: Body,
 ) -> Result<Response, ApiError> {
     let waiting = query.waiting()?;
+    no_if_match(&headers)?;
     let body: EndpointBody = json(&headers, body, MAX_BODY).await?;
     if body.ttl.is_some() || query.dry_run {
         return Err(ApiError::bad_request(
@@ -176,10 +181,7 @@ fn endpoint(id: EndpointId, body: EndpointBody, lease: Lease) -> Result<Endpoint
             "address: `{shown}` is not an address; write an IP address and a port, for example `127.0.0.1:9001`"
         ))
     })?;
-    let unusable = address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast();
-    if unusable {
-        return Err(ApiError::bad_request(format!("address: nobody can connect to `{address}`")));
-    }
+    check_address(address).map_err(|why| ApiError::bad_request(format!("address: {why}")))?;
     let weight = body.weight.unwrap_or(1);
     if !(1..=MAX_ENDPOINT_WEIGHT).contains(&weight) {
         return Err(ApiError::bad_request(format!(

@@ -1,23 +1,27 @@
 //! Applying manifests.
 
+use std::{collections::HashMap, sync::Arc};
+
 use axum::{
     Json,
     body::Body,
     extract::State,
     http::{HeaderMap, header},
 };
-use config::manifest::{self, Located, ManifestError};
+use config::manifest::{self, DocumentRef, Errors, Located, ManifestError};
 
 use super::{
     Api,
     answer::ApiError,
-    request::{Actor, MAX_MANIFEST, Queried, WriteQuery, answer, text},
+    request::{Actor, MAX_MANIFEST, Queried, WriteQuery, answer, no_if_match, text},
     types::{ErrorAnswer, Files, WriteAnswer},
 };
 use crate::registry::write::{Refusal, Write};
 
 /// The content type of several files at once.
 const FILES: &str = "application/vnd.sluicegate.files+json";
+/// How much of a file's name is kept, in characters.
+const MAX_FILE_NAME: usize = 200;
 
 /// Applies manifest documents, all of them or none.
 ///
@@ -41,6 +45,7 @@ pub(super) async fn apply(
     body: Body,
 ) -> Result<Json<WriteAnswer>, ApiError> {
     let waiting = query.waiting()?;
+    no_if_match(&headers)?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let is_files = content_type.split(';').next().is_some_and(|t| t.trim() == FILES);
     let source = headers.get("x-sluicegate-source").and_then(|v| v.to_str().ok()).unwrap_or("manifest");
@@ -50,7 +55,7 @@ pub(super) async fn apply(
             .map_err(|e| ApiError::bad_request(format!("the body is not as expected: {e}")))?;
         files.files.into_iter().map(|file| (file.name, file.text)).collect()
     } else {
-        vec![(source.chars().take(200).collect(), text)]
+        vec![(source.to_owned(), text)]
     };
     // Large manifests take a while to read; the runtime has better things to do meanwhile.
     let documents = tokio::task::spawn_blocking(move || read(&files)).await;
@@ -62,31 +67,65 @@ pub(super) async fn apply(
 /// Reads every document of every file, or says all that is wrong.
 pub(crate) fn read(files: &[(String, String)]) -> Result<Vec<Located>, Refusal> {
     let mut documents: Vec<Located> = Vec::new();
-    let mut errors = Vec::new();
+    let mut errors = Errors::default();
     for (name, text) in files {
-        match manifest::parse(name, text) {
-            Ok(read) => documents.extend(read),
-            Err(found) => errors.extend(found),
-        }
+        let name: String = name.chars().take(MAX_FILE_NAME).collect();
+        documents.extend(manifest::read(&name, text, &mut errors));
     }
     if files.is_empty() {
         let message = "no file was sent; send at least one".to_owned();
         errors.push(ManifestError { file: "files".to_owned(), line: 0, path: String::new(), message });
     }
-    errors.extend(duplicates(&documents));
-    if errors.is_empty() { Ok(documents) } else { Err(Refusal::Invalid(errors)) }
+    duplicates(&documents, &mut errors);
+    if errors.is_empty() { Ok(documents) } else { Err(Refusal::Invalid(errors.into_vec())) }
 }
 
 /// The same object in two files; within one file the reader has found it already.
-fn duplicates(documents: &[Located]) -> Vec<ManifestError> {
-    let mut first = std::collections::HashMap::new();
-    let mut errors = Vec::new();
+fn duplicates(documents: &[Located], errors: &mut Errors) {
+    let mut first: HashMap<DocumentRef, &Located> = HashMap::new();
     for located in documents {
         let reference = located.document.reference();
-        if let Some(before) = first.insert(reference.clone(), located) {
+        if let Some(before) = first.insert(reference.clone(), located)
+            && !Arc::ptr_eq(&before.source, &located.source)
+        {
             let message = format!("{reference} is already defined in {}:{}", before.source, before.line);
             errors.push(located.error("name", message));
         }
     }
-    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(files: &[(String, String)]) -> Vec<ManifestError> {
+        match read(files) {
+            Err(Refusal::Invalid(errors)) => errors,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_file_is_cut() {
+        let errors = refused(&[("é".repeat(1 << 20), "kind: Gateway\n".to_owned())]);
+        assert!(errors.len() > 1);
+        assert!(errors.iter().all(|error| error.file == "é".repeat(MAX_FILE_NAME)));
+    }
+
+    #[test]
+    fn the_errors_of_all_files_together_are_bounded() {
+        let files: Vec<_> = (0..150).map(|i| (format!("f{i}"), String::new())).collect();
+        let errors = refused(&files);
+        assert_eq!(errors.len(), manifest::MAX_ERRORS + 1);
+        assert_eq!(errors[manifest::MAX_ERRORS].message, "and 50 more errors; correct these first");
+    }
+
+    #[test]
+    fn an_object_is_defined_once_in_all_files() {
+        let text = "kind: Gateway\nname: g\nlisten: 127.0.0.1:0\n".to_owned();
+        let errors = refused(&[("a".to_owned(), text.clone()), ("b".to_owned(), text.clone())]);
+        assert_eq!(errors[0].to_string(), "b:2: name: Gateway g is already defined in a:1");
+        let twice = refused(&[("a".to_owned(), format!("{text}---\n{text}"))]);
+        assert_eq!(twice.len(), 1, "{twice:?}");
+    }
 }

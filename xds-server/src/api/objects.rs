@@ -145,7 +145,7 @@ pub(super) async fn put_split(
     Ok(Json(answer(&api, done, query.dry_run, waiting).await))
 }
 
-/// Removes a service that no route leads to, with its endpoints.
+/// Removes a service that no route leads to and no endpoint is registered with.
 #[utoipa::path(
     delete, path = "/v1/services/{service}", tag = "services", params(("service" = String, Path)),
     responses((status = 200, body = WriteAnswer), (status = 404, body = ErrorAnswer), (status = 409, body = ErrorAnswer)),

@@ -154,9 +154,19 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
     let revision = value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).and_then(|v| v.parse().ok());
     revision.map(Some).ok_or_else(|| {
         ApiError::bad_request(
-            "If-Match: is not an ETag of this server; send one from a GET, in double quotes",
+            "If-Match: is not an ETag of this server; send the `revision` that GET shows, in double quotes",
         )
     })
+}
+
+/// Refuses `If-Match` where it means nothing: who sends it believes to be safe from other writers.
+pub(super) fn no_if_match(headers: &HeaderMap) -> Result<(), ApiError> {
+    if !headers.contains_key(header::IF_MATCH) {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(
+        "If-Match: is not honoured here, but by PUT of a split and by DELETE of a service, gateway or route; its value is the `revision` that GET shows, in double quotes",
+    ))
 }
 
 /// A duration such as `10s` or `500ms`.

@@ -1,14 +1,15 @@
 //! What a write does to a world: pure, so that a rehearsal and the real thing are the same code.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
     sync::Arc,
 };
 
 use config::{
     ClusterName, Endpoint, EndpointId, GatewayName, HostPattern, Protocol, Route, RouteMatch, RouteName,
     Service, ServiceName, Split, VersionName,
-    manifest::{Document, DocumentRef, Located, ManifestError},
+    manifest::{Document, DocumentRef, Errors, Located, ManifestError},
 };
 
 use super::world::{Entry, World};
@@ -149,12 +150,14 @@ pub fn perform(world: &mut World, write: &Write, revision: u64) -> Result<Effect
     let mut effect = Effect::default();
     match write {
         Write::Apply(documents) => {
+            let mut errors = Errors::default();
             for located in documents {
+                errors.extend(stranded(world, located));
                 put_document(world, located.document.clone(), revision, &mut effect);
             }
-            let errors = misfits(world, documents);
+            misfits(world, documents, &mut errors);
             if !errors.is_empty() {
-                return Err(Refusal::Invalid(errors));
+                return Err(Refusal::Invalid(errors.into_vec()));
             }
         }
         Write::Split { service, split, if_match } => {
@@ -194,9 +197,6 @@ fn put_document(world: &mut World, document: Document, revision: u64, effect: &m
         (Some(Document::Service(old)), Document::Service(new)) => {
             detail = split_detail(&old.split, &new.split);
             touch_service(world, Some(old), new, effect);
-            for version in old.versions.keys().filter(|v| !new.versions.contains_key(*v)) {
-                drop_endpoints(world, &ClusterName::new(new.name.clone(), version.clone()), effect);
-            }
         }
         (_, Document::Service(new)) => touch_service(world, None, new, effect),
         (_, Document::Gateway(gateway)) => {
@@ -277,10 +277,10 @@ fn delete(
             let entry = existing(&world.services, name, "service", if_match)?;
             let users = world.routes_to(name).map(|route| route.name.as_str()).collect::<Vec<_>>();
             refuse_if_used(object, "routes", &users)?;
+            refuse_if_registered(world, &entry.value)?;
             for (cluster, _) in entry.value.clusters() {
                 effect.touched.clusters.insert(cluster.clone());
-                effect.touched.assignments.insert(cluster.clone());
-                drop_endpoints(world, &cluster, effect);
+                effect.touched.assignments.insert(cluster);
             }
             world.services.remove(name);
         }
@@ -310,6 +310,37 @@ fn refuse_if_used(object: &DocumentRef, what: &str, users: &[&str]) -> Result<()
     }
     let users = users.join(", ");
     Err(Refusal::InUse(format!("{object} is used by {what}: {users}; remove or change them first")))
+}
+
+/// A registered endpoint is a running instance: it goes when it says so or its lease ends, not by
+/// the way.
+fn refuse_if_registered(world: &World, service: &Service) -> Result<(), Refusal> {
+    let counts: Vec<(VersionName, usize)> = service
+        .clusters()
+        .map(|(cluster, _)| (cluster.version.clone(), registered(world, &cluster)))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+    let (name, all) = (&service.name, counts.iter().map(|(_, count)| count).sum::<usize>());
+    if all == 0 {
+        return Ok(());
+    }
+    let each =
+        counts.iter().map(|(version, count)| format!("{version}: {count}")).collect::<Vec<_>>().join(", ");
+    let (endpoints, them) = endpoints(all);
+    Err(Refusal::InUse(format!("Service {name} still has {endpoints} ({each}); remove {them} first")))
+}
+
+/// How many endpoints are registered with a version.
+fn registered(world: &World, cluster: &ClusterName) -> usize {
+    world.endpoints.get(cluster).map_or(0, imbl::OrdMap::len)
+}
+
+/// So many endpoints, and the word for them afterwards.
+fn endpoints(count: usize) -> (String, &'static str) {
+    match count {
+        1 => ("1 registered endpoint".to_owned(), "it"),
+        n => (format!("{n} registered endpoints"), "them"),
+    }
 }
 
 /// The entry of `name`, at the revision the writer saw if it said one.
@@ -368,57 +399,105 @@ fn note_endpoint(
     effect.touched.assignments.insert(cluster.clone());
 }
 
-fn drop_endpoints(world: &mut World, cluster: &ClusterName, effect: &mut Effect) {
-    let Some(by_id) = world.endpoints.remove(cluster) else { return };
-    for id in by_id.keys() {
-        note_endpoint(Action::Deleted, cluster, id, "its version was removed".to_owned(), effect);
+/// Versions that `located` no longer has though instances are registered with them. `world` is what
+/// was before it.
+fn stranded(world: &World, located: &Located) -> Vec<ManifestError> {
+    let Document::Service(new) = &located.document else { return Vec::new() };
+    let Some(old) = world.service(&new.name) else { return Vec::new() };
+    let gone = old.value.clusters().filter(|(cluster, _)| !new.versions.contains_key(&cluster.version));
+    let fault = |cluster: &ClusterName, count| {
+        let (endpoints, them) = endpoints(count);
+        let version = &cluster.version;
+        let remedy = format!("remove {them} first, or keep the version");
+        located.error("versions", format!("version {version} still has {endpoints}; {remedy}"))
+    };
+    let counted = gone.map(|(cluster, _)| (registered(world, &cluster), cluster));
+    counted.filter(|(count, _)| *count > 0).map(|(count, cluster)| fault(&cluster, count)).collect()
+}
+
+/// Gives services that exist the split they have, where the versions it sends traffic to are still
+/// there: for a manifest that declares what there is rather than asks for a shift.
+pub fn keep_splits(world: &World, documents: &mut [Located]) {
+    for located in documents {
+        if let Document::Service(new) = &mut located.document
+            && let Some(split) = world.split(&new.name).and_then(|live| live_among(live, new))
+        {
+            new.split = split;
+        }
     }
+}
+
+/// `live`, without zero weights of versions that `service` no longer has; `None` when one of those
+/// has traffic.
+fn live_among(live: &Split, service: &Service) -> Option<Split> {
+    let exists = |version: &VersionName| service.versions.contains_key(version);
+    if live.weights().iter().any(|(version, weight)| *weight > 0 && !exists(version)) {
+        return None;
+    }
+    let kept = live.weights().iter().filter(|(version, _)| exists(version));
+    // The total is what it was, so this is a split.
+    Split::new(kept.map(|(version, weight)| (version.clone(), *weight)).collect()).ok()
 }
 
 /// What does not fit together after an apply. Checks what the documents could have broken, in their
 /// own order, so that the errors point at the text that was sent.
-fn misfits(world: &World, documents: &[Located]) -> Vec<ManifestError> {
-    let mut errors = Vec::new();
-    let mut fault =
-        |located: &Located, path: String, message: String| errors.push(located.error(path, message));
+fn misfits(world: &World, documents: &[Located], errors: &mut Errors) {
+    let listeners = listeners(world, documents);
+    let mut routes: HashMap<&RouteName, &Located> = HashMap::new();
     let mut gateways = BTreeSet::new();
     for located in documents {
         match &located.document {
             Document::Service(service) if service.protocol == Protocol::Tcp => {
                 for route in world.routes_to(&service.name) {
                     let message = format!("is tcp, but route {} leads HTTP requests to it", route.name);
-                    fault(located, "protocol".to_owned(), message);
+                    errors.push(located.error("protocol", message));
                 }
             }
             Document::Service(_) => {}
             Document::Gateway(gateway) => {
-                let same = |other: &&Entry<config::Gateway>| {
-                    other.value.name != gateway.name
-                        && other.value.listen == gateway.listen
-                        && gateway.listen.port() != 0
-                };
-                if let Some(other) = world.gateways().find(same) {
-                    let message = format!("{} is taken by gateway {}", gateway.listen, other.value.name);
-                    fault(located, "listen".to_owned(), message);
+                let there = listeners.get(&gateway.listen).into_iter().flatten();
+                if let Some(other) = there.into_iter().find(|name| ***name != gateway.name) {
+                    let message = format!("{} is taken by gateway {other}", gateway.listen);
+                    errors.push(located.error("listen", message));
                 }
             }
             Document::Route(route) => {
-                gateways.insert(route.gateway.clone());
-                for (path, message) in dangling(world, route) {
-                    fault(located, path, message);
-                }
+                gateways.insert(&route.gateway);
+                routes.insert(&route.name, located);
+                errors.extend(
+                    dangling(world, route).into_iter().map(|(path, message)| located.error(path, message)),
+                );
             }
         }
     }
     for gateway in gateways {
-        for (route, path, message) in overlaps(world, &gateway) {
-            let of_route = |l: &&Located| matches!(&l.document, Document::Route(r) if r.name == route);
-            if let Some(located) = documents.iter().find(of_route) {
-                fault(located, path, message);
+        overlaps(world, gateway, |route, path, message| {
+            if let Some(located) = routes.get(route) {
+                errors.push(located.error(path, message()));
             }
+        });
+    }
+}
+
+/// Who listens where a gateway of `documents` listens: two of them a place, by name, which is enough
+/// to find another. Any number of gateways may leave the port to the proxy.
+fn listeners<'w>(world: &'w World, documents: &[Located]) -> HashMap<SocketAddr, Vec<&'w GatewayName>> {
+    let listen = |located: &Located| match &located.document {
+        Document::Gateway(gateway) if gateway.listen.port() != 0 => Some(gateway.listen),
+        _ => None,
+    };
+    let wanted: HashSet<SocketAddr> = documents.iter().filter_map(listen).collect();
+    let mut listeners: HashMap<SocketAddr, Vec<&GatewayName>> = HashMap::new();
+    if wanted.is_empty() {
+        return listeners;
+    }
+    for gateway in world.gateways().map(|entry| &entry.value).filter(|g| wanted.contains(&g.listen)) {
+        let there = listeners.entry(gateway.listen).or_default();
+        if there.len() < 2 {
+            there.push(&gateway.name);
         }
     }
-    errors
+    listeners
 }
 
 /// What a route names that is not there.
@@ -444,22 +523,24 @@ fn dangling(world: &World, route: &Route) -> Vec<(String, String)> {
 
 /// Rules of different routes that match the same requests: which one applies would be chance. The
 /// fault is with the route whose name comes later, and with both when the first was sent as well.
-fn overlaps(world: &World, gateway: &GatewayName) -> Vec<(RouteName, String, String)> {
+fn overlaps(
+    world: &World,
+    gateway: &GatewayName,
+    mut fault: impl FnMut(&RouteName, String, &dyn Fn() -> String),
+) {
     let mut seen: HashMap<(&HostPattern, &RouteMatch), &RouteName> = HashMap::new();
-    let mut faults = Vec::new();
     for route in world.routes_on(gateway) {
         for host in &route.hosts {
             for (i, rule) in route.rules.iter().enumerate() {
                 let Some(first) = seen.insert((host, &rule.matches), &route.name) else { continue };
-                let path = format!("rules[{i}].match");
-                let message =
-                    |other| format!("route {other} already matches the same requests on host `{host}`");
-                faults.push((route.name.clone(), path.clone(), message(first)));
-                faults.push((first.clone(), "rules".to_owned(), message(&route.name)));
+                let message = |other: &RouteName| {
+                    format!("route {other} already matches the same requests on host `{host}`")
+                };
+                fault(&route.name, format!("rules[{i}].match"), &|| message(first));
+                fault(first, "rules".to_owned(), &|| message(&route.name));
             }
         }
     }
-    faults
 }
 
 /// What a shift did, as people say it: `v1 90% → 50%, v2 10% → 50%`.
@@ -482,5 +563,125 @@ fn kind_and_name(reference: &DocumentRef) -> (&'static str, &str) {
         DocumentRef::Service(name) => ("Service", name.as_str()),
         DocumentRef::Gateway(name) => ("Gateway", name.as_str()),
         DocumentRef::Route(name) => ("Route", name.as_str()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use config::{Health, Lease, manifest};
+
+    use super::*;
+
+    fn apply(world: &World, text: &str) -> (World, Result<Effect, Refusal>) {
+        let mut after = world.clone();
+        let documents = manifest::parse("m", text).unwrap();
+        let done = perform(&mut after, &Write::Apply(documents), 1);
+        (after, done)
+    }
+
+    fn world(text: &str) -> World {
+        let (world, done) = apply(&World::default(), text);
+        done.unwrap();
+        world
+    }
+
+    fn register(world: &mut World, cluster: &str, id: &str) {
+        let endpoint = Endpoint {
+            id: id.parse().unwrap(),
+            address: "127.0.0.1:1".parse().unwrap(),
+            weight: 1,
+            zone: None,
+            health: Health::Ready,
+            lease: Lease::Permanent,
+        };
+        let write = Write::PutEndpoint { cluster: cluster.parse().unwrap(), endpoint };
+        perform(world, &write, 2).unwrap();
+    }
+
+    fn faults(world: &World, text: &str) -> Vec<String> {
+        match apply(world, text).1 {
+            Err(Refusal::Invalid(errors)) => errors.iter().map(ToString::to_string).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const SHOP: &str =
+        "kind: Service\nname: shop\nversions: {v1: {}, v2: {}, v3: {}}\nsplit: {weights: {v1: 1}}\n";
+    const WITHOUT_V2: &str = "kind: Service\nname: shop\nversions: {v1: {}}\n";
+
+    #[test]
+    fn a_version_with_running_instances_is_not_dropped_by_the_way() {
+        let mut world = world(SHOP);
+        register(&mut world, "shop/v2", "a");
+        let one =
+            "m:3: versions: version v2 still has 1 registered endpoint; remove it first, or keep the version";
+        assert_eq!(faults(&world, WITHOUT_V2), [one]);
+        register(&mut world, "shop/v2", "b");
+        register(&mut world, "shop/v2", "c");
+        let three = "m:3: versions: version v2 still has 3 registered endpoints; remove them first, or keep the version";
+        assert_eq!(faults(&world, WITHOUT_V2), [three]);
+        for id in ["a", "b", "c"] {
+            world.take_endpoint(&"shop/v2".parse().unwrap(), &id.parse().unwrap());
+        }
+        assert!(apply(&world, WITHOUT_V2).1.unwrap().is_change());
+    }
+
+    #[test]
+    fn a_service_with_running_instances_is_not_deleted() {
+        let mut world = world(SHOP);
+        for (cluster, id) in [("shop/v1", "a"), ("shop/v1", "b"), ("shop/v2", "a")] {
+            register(&mut world, cluster, id);
+        }
+        let delete = Write::Delete { object: DocumentRef::Service("shop".parse().unwrap()), if_match: None };
+        let refused = perform(&mut world.clone(), &delete, 3).unwrap_err();
+        let why = "Service shop still has 3 registered endpoints (v1: 2, v2: 1); remove them first";
+        assert_eq!(refused, Refusal::InUse(why.to_owned()));
+        for (cluster, id) in [("shop/v1", "a"), ("shop/v1", "b"), ("shop/v2", "a")] {
+            world.take_endpoint(&cluster.parse().unwrap(), &id.parse().unwrap());
+        }
+        assert!(perform(&mut world, &delete, 3).unwrap().is_change());
+    }
+
+    #[test]
+    fn gateways_share_no_place_unless_the_proxy_chooses_it() {
+        let gateway =
+            |name: &str, port: u16| format!("kind: Gateway\nname: {name}\nlisten: 127.0.0.1:{port}\n---\n");
+        let world = world(&(gateway("a", 80) + &gateway("b", 0) + &gateway("c", 0)));
+        assert_eq!(faults(&world, &gateway("d", 80)), ["m:3: listen: 127.0.0.1:80 is taken by gateway a"]);
+        assert_eq!(faults(&world, &(gateway("d", 81) + &gateway("e", 81))).len(), 2);
+        // The same gateway again, one that leaves for another place, and one that takes what is free now.
+        for fine in [gateway("a", 80), gateway("d", 0), gateway("a", 81) + &gateway("d", 80)] {
+            assert!(apply(&world, &fine).1.is_ok(), "{fine}");
+        }
+    }
+
+    #[test]
+    fn as_many_faults_are_reported_as_anybody_reads() {
+        let route = |i: usize| format!("kind: Route\nname: r{i}\ngateway: g\nrules: [{{service: s}}]\n---\n");
+        let text = (0..150).map(route).collect::<Vec<_>>().concat();
+        assert_eq!(faults(&World::default(), &text).len(), manifest::MAX_ERRORS + 1);
+    }
+
+    #[test]
+    fn a_live_split_is_kept_while_its_versions_are_there() {
+        let world = world(SHOP);
+        let kept = |split: &str, text: &str| {
+            let mut world = world.clone();
+            let weights = serde_json::from_str(split).unwrap();
+            let service = "shop".parse().unwrap();
+            let write = Write::Split { service, split: Split::new(weights).unwrap(), if_match: None };
+            perform(&mut world, &write, 2).unwrap();
+            let mut documents = manifest::parse("m", text).unwrap();
+            keep_splits(&world, &mut documents);
+            match documents.remove(0).document {
+                Document::Service(service) => serde_json::to_string(service.split.weights()).unwrap(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(kept(r#"{"v1":1,"v2":3}"#, SHOP), r#"{"v1":1,"v2":3}"#);
+        assert_eq!(kept(r#"{"v1":5,"v2":0}"#, WITHOUT_V2), r#"{"v1":5}"#);
+        assert_eq!(kept(r#"{"v1":1,"v2":3}"#, WITHOUT_V2), r#"{"v1":1}"#);
+        let other = WITHOUT_V2.replace("shop", "new");
+        assert_eq!(kept(r#"{"v2":3}"#, &other), r#"{"v1":1}"#);
     }
 }
