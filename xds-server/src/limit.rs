@@ -1,13 +1,14 @@
 //! Accepting no more connections than can be served.
 
 use std::{
-    io,
+    io::{self, Read, Write},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use prometheus_client::metrics::counter::Counter;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -21,44 +22,87 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 /// how long an instance whose host vanished stays registered by its connection.
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a connection may take to send its first byte.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A connection that counts against a limit for as long as it lives.
 pub struct Limited<T> {
     stream: T,
     _permit: OwnedSemaphorePermit,
 }
 
-/// Accepts connections, at most `limit` at once, and hands them on until `stop`. Connections beyond
-/// the limit wait in the kernel's backlog.
+/// How many connections there may be, and what becomes of one too many.
+pub struct Bound {
+    /// How many may be open at once.
+    pub connections: usize,
+    /// What one too many is told before it is closed; nothing when empty.
+    pub answer: &'static [u8],
+    /// Counts those.
+    pub refused: Counter,
+}
+
+/// Accepts connections within `bound`, and hands on those that speak, until `stop`. Connections
+/// beyond the bound are told so and closed, rather than left to wait for nobody knows what.
 pub async fn accept(
     listener: TcpListener,
-    limit: usize,
+    bound: Bound,
     accepted: mpsc::Sender<io::Result<Limited<TcpStream>>>,
     stop: CancellationToken,
 ) {
-    let permits = Arc::new(Semaphore::new(limit));
+    let permits = Arc::new(Semaphore::new(bound.connections));
     let accepting = async {
-        // The semaphore is never closed, so an error cannot come.
-        while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+        loop {
             let stream = next(&listener).await;
-            if accepted.send(Ok(Limited { stream, _permit: permit })).await.is_err() {
-                return;
-            }
+            let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+                bound.refused.inc();
+                refuse(stream, bound.answer);
+                continue;
+            };
+            prepare(&stream);
+            let limited = Limited { stream, _permit: permit };
+            tokio::spawn(hand_on(limited, accepted.clone(), stop.clone()));
         }
     };
     tokio::select! {
         () = accepting => {}
         () = stop.cancelled() => {}
+        () = accepted.closed() => {}
     }
+}
+
+/// Hands a connection on when it has sent its first byte; one that stays silent is closed.
+async fn hand_on(
+    limited: Limited<TcpStream>,
+    accepted: mpsc::Sender<io::Result<Limited<TcpStream>>>,
+    stop: CancellationToken,
+) {
+    let handing = async {
+        let mut first = [0];
+        let speaks = tokio::time::timeout(FIRST_BYTE_TIMEOUT, limited.stream.peek(&mut first)).await;
+        if let Ok(Ok(1..)) = speaks {
+            // An error means that the server stops.
+            let _ = accepted.send(Ok(limited)).await;
+        }
+    };
+    tokio::select! {
+        () = handing => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Says why, if that can be done without waiting, and closes.
+fn refuse(stream: TcpStream, answer: &[u8]) {
+    let Ok(mut stream) = stream.into_std() else { return };
+    // A socket that is closed over unread bytes is reset, and its answer is lost; what has come
+    // already is read. The rest is the client's luck.
+    let _ = stream.write(answer).and_then(|_| stream.read(&mut [0; 4_096]));
 }
 
 /// The next connection. An error is of one connection, or of a lack of descriptors that passes.
 async fn next(listener: &TcpListener) -> TcpStream {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                prepare(&stream);
-                return stream;
-            }
+            Ok((stream, _)) => return stream,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -130,5 +174,68 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Limited<T> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    type Accepted = mpsc::Receiver<io::Result<Limited<TcpStream>>>;
+
+    async fn listening(connections: usize) -> (std::net::SocketAddr, Accepted, Counter, CancellationToken) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (accepted, incoming) = mpsc::channel(1);
+        let (refused, stop) = (Counter::default(), CancellationToken::new());
+        let bound = Bound { connections, answer: b"no", refused: refused.clone() };
+        tokio::spawn(accept(listener, bound, accepted, stop.clone()));
+        (address, incoming, refused, stop)
+    }
+
+    async fn connect(to: std::net::SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(to).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn one_too_many_is_told_so_and_counted() {
+        let (address, mut incoming, refused, _stop) = listening(1).await;
+        let _first = connect(address).await;
+        let held = incoming.recv().await.unwrap().unwrap();
+        let mut second = TcpStream::connect(address).await.unwrap();
+        let mut answer = Vec::new();
+        second.read_to_end(&mut answer).await.unwrap();
+        assert_eq!((answer.as_slice(), refused.get()), (b"no".as_slice(), 1));
+        drop(held);
+        let _third = connect(address).await;
+        assert!(incoming.recv().await.unwrap().is_ok());
+        assert_eq!(refused.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_says_nothing_is_closed_and_makes_room() {
+        let (address, mut incoming, _, _stop) = listening(1).await;
+        let began = tokio::time::Instant::now();
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+        assert!(began.elapsed() >= FIRST_BYTE_TIMEOUT);
+        assert!(incoming.try_recv().is_err());
+        tokio::time::resume();
+        let _speaking = connect(address).await;
+        assert!(incoming.recv().await.unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_stop_does_not_wait_for_the_silent() {
+        let (address, mut incoming, _, stop) = listening(2).await;
+        let _silent = TcpStream::connect(address).await.unwrap();
+        let _speaking = connect(address).await;
+        assert!(incoming.recv().await.is_some());
+        stop.cancel();
+        assert!(incoming.recv().await.is_none());
     }
 }

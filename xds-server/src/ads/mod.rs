@@ -68,7 +68,9 @@ pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
     let stop = ads.stop.clone();
     let stopping = stop.clone();
     let (accepted, incoming) = mpsc::channel::<io::Result<Limited<TcpStream>>>(1);
-    let accepting = crate::limit::accept(listener, MAX_CONNECTIONS, accepted, stop.clone());
+    let refused = ads.metrics.streams_refused.clone();
+    let bound = crate::limit::Bound { connections: MAX_CONNECTIONS, answer: b"", refused };
+    let accepting = crate::limit::accept(listener, bound, accepted, stop.clone());
     let mut server = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(1 << 20)

@@ -1,9 +1,9 @@
 //! Registering instances: for a term, for good, or for as long as a connection lives.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Body,
     extract::State,
     http::{HeaderMap, header},
@@ -15,21 +15,51 @@ use config::{
     endpoint::{MAX_ENDPOINT_WEIGHT, check_address},
 };
 use futures_util::stream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Api,
     answer::ApiError,
     request::{Actor, MAX_BODY, Named, Queried, WriteQuery, answer, duration, json, no_if_match},
+    server::MAX_CONNECTIONS,
     types::{Action, Change, EndpointBody, ErrorAnswer, ErrorBody, WriteAnswer},
 };
 use crate::{
     lease::Displaced,
-    registry::{Done, Hold, write::Write},
+    registry::{
+        Done, Hold,
+        write::{Refusal, Write},
+    },
 };
 
 /// How often a held registration is written to, so that a peer that vanished is noticed.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How many connections may be held registrations. The others are left for removals and health
+/// checks, which have to get through when everybody registers.
+const MAX_HOLDS: usize = MAX_CONNECTIONS - 1_024;
+
+/// Places for held registrations.
+#[derive(Clone)]
+pub(super) struct Holds(Arc<Semaphore>);
+
+impl Default for Holds {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_HOLDS)))
+    }
+}
+
+impl Holds {
+    /// A place, for as long as the permit lives.
+    fn take(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
+            Refusal::Busy(format!(
+                "{MAX_HOLDS} registrations are held open already; register with a ttl, or try again later"
+            ))
+        })
+    }
+}
 
 type EndpointPath = (ServiceName, VersionName, EndpointId);
 
@@ -112,10 +142,11 @@ pub(super) async fn remove(
     post, path = "/v1/services/{service}/versions/{version}/endpoints/{id}/hold", tag = "endpoints",
     params(("service" = String, Path), ("version" = String, Path), ("id" = String, Path)),
     request_body = EndpointBody,
-    responses((status = 200, body = WriteAnswer, content_type = "application/x-ndjson"), (status = 400, body = ErrorAnswer), (status = 404, body = ErrorAnswer)),
+    responses((status = 200, body = WriteAnswer, content_type = "application/x-ndjson"), (status = 400, body = ErrorAnswer), (status = 404, body = ErrorAnswer), (status = 503, body = ErrorAnswer)),
 )]
 pub(super) async fn hold(
     State(api): State<Api>,
+    Extension(holds): Extension<Holds>,
     Named((service, version, id)): Named<EndpointPath>,
     Actor(actor): Actor,
     Queried(query): Queried<WriteQuery>,
@@ -131,11 +162,12 @@ pub(super) async fn hold(
         ));
     }
     let endpoint = endpoint(id, body, Lease::Connection)?;
+    let place = holds.take()?;
     let (done, hold) = api.registry.hold(ClusterName::new(service, version), endpoint, &actor).await?;
     let answer = answer(&api, done, false, waiting).await;
     let mut line = serde_json::to_vec(&answer).unwrap_or_default();
     line.push(b'\n');
-    let body = Body::from_stream(heartbeats(line.into(), hold, api.stop.clone()));
+    let body = Body::from_stream(heartbeats(line.into(), (hold, place), api.stop.clone()));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
@@ -143,16 +175,18 @@ pub(super) async fn hold(
 /// server does when the connection closes, drops the hold.
 fn heartbeats(
     first: Bytes,
-    hold: Hold,
+    held: (Hold, OwnedSemaphorePermit),
     stop: CancellationToken,
 ) -> impl stream::Stream<Item = Result<Bytes, Infallible>> {
-    stream::unfold((Some(first), Some(hold), stop), |(first, hold, stop)| async move {
-        let mut hold = hold?;
+    stream::unfold((Some(first), Some(held), stop), |(first, held, stop)| async move {
+        let (mut hold, place) = held?;
         if let Some(line) = first {
-            return Some((Ok(line), (None, Some(hold), stop)));
+            return Some((Ok(line), (None, Some((hold, place)), stop)));
         }
         tokio::select! {
-            () = tokio::time::sleep(HEARTBEAT) => Some((Ok(Bytes::from_static(b"\n")), (None, Some(hold), stop))),
+            () = tokio::time::sleep(HEARTBEAT) => {
+                Some((Ok(Bytes::from_static(b"\n")), (None, Some((hold, place)), stop)))
+            }
             why = hold.displaced() => Some((Ok(farewell(&hold.name(), why)), (None, None, stop))),
             () = stop.cancelled() => None,
         }
@@ -198,4 +232,18 @@ fn ttl(text: &str) -> Result<u64, ApiError> {
         return Err(ApiError::bad_request(format!("ttl: `{text}` is out of bounds; allowed: 100ms to 24h")));
     }
     Ok(ttl.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_leave_connections_for_everybody_else() {
+        let holds = Holds::default();
+        let mut places: Vec<_> = (0..MAX_HOLDS).map(|_| holds.take().unwrap()).collect();
+        assert!(matches!(holds.take(), Err(Refusal::Busy(_))));
+        places.pop();
+        assert!(holds.take().is_ok());
+    }
 }

@@ -20,7 +20,7 @@ mod watch;
 use std::sync::Arc;
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::DefaultBodyLimit,
     routing::{delete, get, post, put},
 };
@@ -71,5 +71,6 @@ fn router(api: Api) -> Router {
         .method_not_allowed_fallback(answer::no_such_method)
         // Each handler reads its body within its own bound.
         .layer(DefaultBodyLimit::disable())
+        .layer(Extension(endpoints::Holds::default()))
         .with_state(api)
 }

@@ -14,12 +14,15 @@ use tower::ServiceExt;
 
 use super::{Api, request::Peer, router};
 use crate::{
-    limit::{self, Limited},
+    limit::{self, Bound, Limited},
     metrics::{Class, StatusClass},
 };
 
-/// How many connections may be open, held registrations included; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 16_384;
+/// How many connections may be open, held registrations included; more are refused as busy.
+pub(super) const MAX_CONNECTIONS: usize = 16_384;
+/// What a connection beyond them is answered.
+const BUSY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 /// How long a request's head may take to arrive, which is also how long an idle connection lives.
 const HEADER_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long connections may take to end when the server stops.
@@ -28,7 +31,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Serves the API on `listener` until `api.stop`.
 pub async fn serve(listener: TcpListener, api: Api) {
     let (accepted, mut incoming) = mpsc::channel::<io::Result<Limited<TcpStream>>>(1);
-    let accepting = limit::accept(listener, MAX_CONNECTIONS, accepted, api.stop.clone());
+    let refused = api.metrics.api_connections_refused.clone();
+    let bound = Bound { connections: MAX_CONNECTIONS, answer: BUSY, refused };
+    let accepting = limit::accept(listener, bound, accepted, api.stop.clone());
     let connections = TaskTracker::new();
     let serving = async {
         let router = router(api.clone());
