@@ -51,15 +51,14 @@ pub(super) async fn events(
     State(api): State<Api>,
     Queried(query): Queried<EventsQuery>,
 ) -> Result<Response, ApiError> {
-    // Subscribed first, so that nothing falls between what was and what comes.
-    let following = api.timeline.follow();
     let wanted = |event: &Arc<Event>| query.since.is_none_or(|since| event.revision > since);
     if !query.follow {
         let events = api.timeline.events().iter().filter(|e| wanted(e)).map(|e| (**e).clone()).collect();
         return Ok(Json(Events { events }).into_response());
     }
+    let (past, following) = api.timeline.follow();
     let past = match query.since {
-        Some(_) => api.timeline.events().into_iter().filter(wanted).collect(),
+        Some(_) => past.into_iter().filter(wanted).collect(),
         None => Vec::new(),
     };
     let body = Body::from_stream(lines(past, following, api.stop.clone()));
@@ -72,29 +71,22 @@ fn lines(
     following: Receiver<Arc<Event>>,
     stop: CancellationToken,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
-    // Events that were both remembered and sent are the same allocation.
-    let last = past.last().cloned();
-    let state = (past.into_iter(), following, last, stop);
-    stream::unfold(state, |(mut past, mut following, last, stop)| async move {
+    stream::unfold((past.into_iter(), following, stop), |(mut past, mut following, stop)| async move {
         if let Some(event) = past.next() {
-            return Some((Ok(line(&event)), (past, following, last, stop)));
+            return Some((Ok(line(&event)), (past, following, stop)));
         }
-        loop {
-            let event = tokio::select! {
-                received = following.recv() => match received {
-                    Ok(event) => event,
-                    Err(RecvError::Lagged(n)) => {
-                        let detail = format!("{n} events were missed; the reader was too slow");
-                        Arc::new(timeline::event("lost", 0, "", String::new(), detail))
-                    }
-                    Err(RecvError::Closed) => return None,
-                },
-                () = stop.cancelled() => return None,
-            };
-            if last.as_ref().is_none_or(|last| !Arc::ptr_eq(last, &event)) {
-                return Some((Ok(line(&event)), (past, following, last, stop)));
-            }
-        }
+        let event = tokio::select! {
+            received = following.recv() => match received {
+                Ok(event) => event,
+                Err(RecvError::Lagged(n)) => {
+                    let detail = format!("{n} events were missed; the reader was too slow");
+                    Arc::new(timeline::event("lost", 0, "", String::new(), detail))
+                }
+                Err(RecvError::Closed) => return None,
+            },
+            () = stop.cancelled() => return None,
+        };
+        Some((Ok(line(&event)), (past, following, stop)))
     })
 }
 
