@@ -14,7 +14,11 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+    task::JoinSet,
+};
 
 /// Every time here is since this, in ns.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -32,6 +36,8 @@ pub struct Hits {
     /// When the first request since [`Hits::forget`] arrived; 0 before it.
     first_ns: AtomicU64,
     last_ns: AtomicU64,
+    /// Told of the first.
+    reached: Notify,
 }
 
 impl Hits {
@@ -42,6 +48,17 @@ impl Hits {
 
     pub fn first_ns(&self) -> Option<u64> {
         Some(self.first_ns.load(Ordering::SeqCst)).filter(|ns| *ns > 0)
+    }
+
+    /// Waits for the first request since [`Hits::forget`], and says when it arrived.
+    pub async fn reached(&self) -> u64 {
+        loop {
+            let reached = self.reached.notified();
+            if let Some(first) = self.first_ns() {
+                return first;
+            }
+            reached.await;
+        }
     }
 
     pub fn last_ns(&self) -> Option<u64> {
@@ -55,7 +72,9 @@ impl Hits {
     fn arrived(&self) {
         let now = now_ns();
         self.count.fetch_add(1, Ordering::SeqCst);
-        let _ = self.first_ns.compare_exchange(0, now, Ordering::SeqCst, Ordering::SeqCst);
+        if self.first_ns.compare_exchange(0, now, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            self.reached.notify_one();
+        }
         self.last_ns.store(now, Ordering::SeqCst);
     }
 }

@@ -24,6 +24,11 @@ impl Process {
         self.child.id().expect("the process was not waited for yet")
     }
 
+    /// `kill -9`.
+    pub fn start_kill(&mut self) {
+        self.child.start_kill().unwrap();
+    }
+
     /// `kill -9`, and waits until it is gone.
     pub async fn kill(&mut self) {
         self.child.kill().await.unwrap();
@@ -40,7 +45,7 @@ impl Process {
     pub async fn ended(&mut self, timeout: Duration) -> std::process::ExitStatus {
         match tokio::time::timeout(timeout, self.child.wait()).await {
             Ok(status) => status.unwrap(),
-            Err(_) => panic!("{} did not end within {timeout:?}", self.name),
+            Err(late) => panic!("{} did not end within {timeout:?}: {late}", self.name),
         }
     }
 

@@ -16,6 +16,10 @@ use crate::{api::Api, process::Process, temp::TempDir, until};
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        // For trying another build than this one's.
+        if let Some(binary) = std::env::var_os("SLUICEGATE_BINARY") {
+            return PathBuf::from(binary);
+        }
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let mut cargo = std::process::Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--package", "sluicegate", "--bin", "sluicegate"]).current_dir(root);
@@ -139,7 +143,8 @@ impl Edge {
 
 /// A manifest for service `shop` with `versions` and `weights`, behind gateway `edge` at `listen`.
 pub fn manifest(listen: &str, weights: &[(&str, u32)]) -> String {
-    let versions: String = weights.iter().map(|(v, _)| format!("  {v}: {{}}\n")).collect();
+    let versions: Vec<String> = weights.iter().map(|(v, _)| format!("  {v}: {{}}\n")).collect();
+    let versions = versions.concat();
     let weights: Vec<String> = weights.iter().map(|(v, w)| format!("{v}: {w}")).collect();
     format!(
         "kind: Service\nname: shop\nversions:\n{versions}split: {{weights: {{{}}}}}\n\

@@ -1,5 +1,7 @@
 //! What clients and peers may send: a clear error, and nothing changes.
 
+#![allow(clippy::unwrap_used, clippy::format_push_string, reason = "in a test an unwrap is an assertion")]
+
 use std::{net::SocketAddr, time::Duration};
 
 use hyper::{Method, StatusCode};

@@ -1,5 +1,7 @@
 //! Real Envoy as a client of the server, in both variants of the protocol.
 
+#![allow(clippy::unwrap_used, clippy::format_push_string, reason = "in a test an unwrap is an assertion")]
+
 use std::time::Duration;
 
 use load_tests::{

@@ -1,5 +1,7 @@
 //! The server dies, the proxy dies, both die: traffic goes on.
 
+#![allow(clippy::unwrap_used, clippy::format_push_string, reason = "in a test an unwrap is an assertion")]
+
 use std::time::Duration;
 
 use hyper::Method;

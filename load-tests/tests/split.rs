@@ -1,5 +1,7 @@
 //! Traffic divides as the split says, also while endpoints change.
 
+#![allow(clippy::unwrap_used, clippy::format_push_string, reason = "in a test an unwrap is an assertion")]
+
 use std::{
     sync::{
         Arc,

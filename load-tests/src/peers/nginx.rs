@@ -43,7 +43,8 @@ impl Nginx {
 }
 
 fn write_config(directory: &TempDir, address: SocketAddr, servers: &[SocketAddr]) {
-    let servers: String = servers.iter().map(|s| format!("server {s};")).collect();
+    let servers: Vec<String> = servers.iter().map(|s| format!("server {s};")).collect();
+    let servers = servers.join(" ");
     let text = format!(
         "worker_processes 1; pid nginx.pid; error_log error.log; events {{}}\n\
          http {{ access_log off;\n\

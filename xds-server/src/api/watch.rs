@@ -6,7 +6,7 @@ use axum::{
     Json,
     body::Body,
     extract::State,
-    http::header,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -102,10 +102,17 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Whether it serves: it does once the store is loaded, which is before it listens.
-#[utoipa::path(get, path = "/readyz", tag = "health", responses((status = 200, body = String)))]
-pub(super) async fn readyz() -> &'static str {
-    "ok\n"
+/// Whether it can be written to. It is loaded before it listens, so what is left is the store: while
+/// that refuses commits, reads and xDS go on.
+#[utoipa::path(
+    get, path = "/readyz", tag = "health",
+    responses((status = 200, body = String), (status = 503, body = String)),
+)]
+pub(super) async fn readyz(State(api): State<Api>) -> (StatusCode, &'static str) {
+    match api.metrics.store_failing.get() {
+        0 => (StatusCode::OK, "ok\n"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "the store refused the last commit; the log says why\n"),
+    }
 }
 
 /// Counters in Prometheus' text format.
