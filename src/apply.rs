@@ -32,7 +32,10 @@ pub(crate) struct Apply {
 
 impl Apply {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let files = Files { files: manifests::load(&self.files)? };
+        let files = manifests::load(&self.files)?;
+        // What is wrong in a file needs no server to be found.
+        manifests::check(&files)?;
+        let files = Files { files };
         let client = self.api.client()?;
         let mut call = client.call(Method::POST, "/v1/apply").body(FILES, &files).wait(self.wait.limit());
         if self.dry_run {

@@ -31,7 +31,7 @@ pub(crate) fn load(paths: &[PathBuf]) -> anyhow::Result<Vec<File>> {
 }
 
 /// Parses the files as the server will, so that what is wrong in one of them is said before
-/// anything is started.
+/// anything is started or sent.
 pub(crate) fn check(files: &[File]) -> anyhow::Result<()> {
     let errors: Vec<String> = files
         .iter()

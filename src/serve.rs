@@ -29,6 +29,9 @@ use side::{Side, Started};
   sluicegate serve -f shop.yaml                 applied before anything is served, all or nothing
   sluicegate serve --data-dir /var/lib/sluicegate --api-addr 127.0.0.1:0 --ready-file /run/sluicegate.json
 
+What -f names is created or changed at each start; a service that exists keeps the split it was shifted to,
+unless a version with traffic is no longer in the file. `apply -f` sets the split as well.
+
 SIGTERM and SIGINT stop it when in-flight requests are finished; a second one stops it at once."))]
 pub(crate) struct Serve {
     /// Manifests to apply at start: a file, a directory, or - for standard input; may be repeated

@@ -272,7 +272,7 @@ mod tests {
                 break;
             }
         }
-        assert!(renewed.elapsed() >= Duration::from_millis(1_000));
+        assert!(renewed.elapsed() >= SECOND);
         assert!(renewed.elapsed() < Duration::from_millis(1_500));
     }
 

@@ -125,7 +125,7 @@ impl Default for Metrics {
         registry.register("nacks", "xDS responses refused by clients", m.nacks.clone());
         registry.register(
             "streams_refused",
-            "xDS streams ended for breaking the protocol or a bound",
+            "xDS streams ended for breaking the protocol or a bound, and connections refused at theirs",
             m.streams_refused.clone(),
         );
         registry.register(

@@ -38,7 +38,7 @@ use crate::{fleet::Fleet, limit::Limited, metrics::Metrics, registry::State, tim
 use stream::{Requests, Stream};
 use wire::{AdsCodec, Frame};
 
-/// How many xDS connections may be open; more wait to be accepted.
+/// How many xDS connections may be open; more are closed at once and counted.
 const MAX_CONNECTIONS: usize = 16_384;
 /// How many streams one connection may have open.
 const MAX_STREAMS: u32 = 64;
