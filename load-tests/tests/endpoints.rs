@@ -119,11 +119,11 @@ async fn an_endpoint_that_refuses_connections_costs_no_request() {
 async fn a_lease_ends_when_nobody_renews_it_and_a_renewal_makes_no_revision() {
     let (server, _edge, _gateway) = stage().await;
     let path = endpoint_path("shop/v1", "leased");
-    let body = json!({"address": "127.0.0.1:9", "ttl": "400ms"});
+    let body = json!({"address": "127.0.0.1:9", "ttl": "2s"});
     let first = server.api.json(Method::PUT, &path, &body).await.ok();
     assert_eq!(first["changes"][0]["action"], "created");
     for _ in 0..10 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         let renewed = server.api.json(Method::PUT, &path, &body).await.ok();
         assert_eq!(renewed["changes"][0]["action"], "renewed");
         assert_eq!(renewed["revision"], first["revision"]);
