@@ -224,6 +224,32 @@ async fn the_last_good_configuration_serves_when_a_server_accepts_but_never_answ
 }
 
 #[tokio::test]
+async fn a_gateway_that_moved_to_an_address_that_became_free_is_there_after_a_restart_without_a_server() {
+    let one = Backend::start("one").await;
+    let file = support::temporary("moved");
+    let control = Control::start().await;
+    control.set(support::shop(&[one.address]));
+    let with_file = |s: &mut config::bootstrap::ProxySettings| s.last_good = Some(file.path.clone());
+    let proxy = Running::start(control.servers(), with_file).await;
+    proxy.listener("edge").await;
+    control.acknowledged().await;
+
+    let taken = free_address();
+    let holder = TcpListener::bind(taken).await.unwrap();
+    control.set([listener("edge", taken)]);
+    control.nack(ResourceType::Listener).await;
+    drop(holder);
+    eventually("it has moved", async || (proxy.listener_now("edge").await? == taken).then_some(())).await;
+    let address = control.kill().await;
+    proxy.stopped().await; // the last state is written
+
+    let proxy = Running::start(vec![address.to_string()], with_file).await;
+    assert_eq!(proxy.listener("edge").await, taken);
+    assert_eq!(get(taken, "a.com", "/").await.unwrap().text(), "one");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
 async fn a_damaged_file_is_ignored() {
     let file = support::temporary("damaged");
     std::fs::write(&file.path, b"sluicegate-last-good 1\n0123456789abcdef\nnonsense").unwrap();

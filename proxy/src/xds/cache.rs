@@ -77,7 +77,11 @@ pub(crate) struct Update {
 /// The subscribed state of the four types.
 #[derive(Debug, Default)]
 pub(crate) struct Cache {
+    /// What was accepted last: what the server need not send again.
     held: [HeldMap; 4],
+    /// What to start from when no server answers: what is in use, whether or not a server still
+    /// knows it; of each listener what was bound last, in this run or the one it was saved by.
+    last_good: [HeldMap; 4],
     clusters: HashMap<Arc<str>, KnownCluster>,
     /// By their own name, which clusters refer to.
     assignments: HashMap<Arc<str>, Arc<Assignment>>,
@@ -124,6 +128,13 @@ struct ListenerState {
     staged: Option<(ListenerConfig, Instant)>,
     /// Outcome of the last attempt to listen as `live` says.
     bound: Option<Result<(), String>>,
+}
+
+impl ListenerState {
+    /// Whether what the server wants could not be bound.
+    fn is_refused(&self) -> bool {
+        self.staged.is_none() && matches!(self.bound, Some(Err(_)))
+    }
 }
 
 /// An acknowledgement that waits until what it acknowledges is applied.
@@ -191,24 +202,36 @@ impl Cache {
     }
 
     /// How it went with the listeners of an update: each one's name, and why it could not be bound.
-    /// Returns what to send: listeners are acknowledged when they are bound.
+    /// Says what to send (listeners are acknowledged when they are bound), and whether there is
+    /// something to save.
     pub(crate) fn on_listeners<'a>(
         &mut self,
         outcomes: impl IntoIterator<Item = (&'a str, Result<(), String>)>,
         now: Instant,
-    ) -> Vec<DeltaDiscoveryRequest> {
+    ) -> Update {
+        let mut update = Update::default();
         for (name, outcome) in outcomes {
-            if outcome.is_err() {
-                // The server is told that it was refused, so a new stream asks for it again.
-                self.held[ResourceType::Listener.index()].remove(name);
-            }
-            if let Some(listener) = self.listeners.get_mut(name) {
-                listener.bound = Some(outcome);
+            let Some(listener) = self.listeners.get_mut(name) else { continue };
+            // With another one staged, what is held is not what was bound; that one's turn comes.
+            let current = outcome.is_ok() && listener.staged.is_none();
+            listener.bound = Some(outcome);
+            if current {
+                update.changed |= self.keep_listener(name);
             }
         }
-        let mut update = Update::default();
         self.release(now, &mut update);
-        update.requests
+        update
+    }
+
+    /// What is held of a listener serves. Whether that is news.
+    fn keep_listener(&mut self, name: &str) -> bool {
+        let i = ResourceType::Listener.index();
+        let Some((name, held)) = self.held[i].get_key_value(name) else { return false };
+        let news = self.last_good[i].get(name) != Some(held);
+        if news {
+            self.last_good[i].insert(Arc::clone(name), held.clone());
+        }
+        news
     }
 
     /// A new stream begins: what to send first. Nothing that is held has to be sent again.
@@ -221,7 +244,12 @@ impl Cache {
             let names: Vec<String> = self.wanted(kind).iter().map(ToString::to_string).collect();
             self.subscribed[kind.index()] = self.wanted(kind);
             if kind.legacy_wildcard() || !names.is_empty() {
-                let held = self.held[kind.index()].iter();
+                // The server was told that a listener is refused, so it is asked for it again.
+                let refused = |name: &str| {
+                    kind == ResourceType::Listener
+                        && self.listeners.get(name).is_some_and(ListenerState::is_refused)
+                };
+                let held = self.held[kind.index()].iter().filter(|(name, _)| !refused(name));
                 let held = held.map(|(name, held)| (name.to_string(), held.version.to_string()));
                 requests.push(wire::first(kind, names, held.collect()));
             }
@@ -251,8 +279,11 @@ impl Cache {
             for (kind, resource) in saved.iter().filter(|(kind, _)| wave.contains(kind)) {
                 self.heard[kind.index()] = true;
                 let label = format!("{kind} `{}`", resource.name);
-                if let Err(reason) = self.accept(*kind, resource.clone(), now) {
-                    refused.push(format!("{label}: {reason}"));
+                match self.accept(*kind, resource.clone(), now) {
+                    // It was bound when it was saved: not to be lost if it cannot be just now.
+                    Ok(Some(name)) if *kind == ResourceType::Listener => _ = self.keep_listener(&name),
+                    Ok(_) => {}
+                    Err(reason) => refused.push(format!("{label}: {reason}")),
                 }
             }
         }
@@ -266,6 +297,11 @@ impl Cache {
     /// What is held of each type, in the order of [`ResourceType::ALL`].
     pub(crate) fn held(&self) -> [HeldMap; 4] {
         self.held.clone()
+    }
+
+    /// What to save, in the same order; what is live, if [`Self::settled`].
+    pub(crate) fn last_good(&self) -> [HeldMap; 4] {
+        self.last_good.clone()
     }
 
     /// How often something went live before what it needs was there.
@@ -327,6 +363,9 @@ impl Cache {
             tracing::warn!("{kind}: a resource called `{}` contains `{name}`", resource.name);
         }
         let held = Held { version: resource.version.into(), value };
+        if kind != ResourceType::Listener {
+            self.last_good[kind.index()].insert(Arc::clone(&name), held.clone());
+        }
         self.held[kind.index()].insert(Arc::clone(&name), held);
         Ok(Some(name))
     }
@@ -341,6 +380,12 @@ impl Cache {
                 self.put_routes(decode_route_config(value).map_err(text)?, now)
             }
         })
+    }
+
+    /// What is used no longer need not be known any more.
+    fn forget(&mut self, kind: ResourceType, name: &str) {
+        self.held[kind.index()].remove(name);
+        self.last_good[kind.index()].remove(name);
     }
 
     fn put_cluster(&mut self, config: ClusterConfig) -> Arc<str> {
@@ -398,7 +443,10 @@ impl Cache {
                     self.retired.insert(name.into());
                 }
             }
-            ResourceType::Listener => self.listeners_touched |= self.listeners.remove(name).is_some(),
+            ResourceType::Listener => {
+                self.last_good[kind.index()].remove(name);
+                self.listeners_touched |= self.listeners.remove(name).is_some();
+            }
             // In use they stay as they were; out of use they are not kept anyway.
             ResourceType::LoadAssignment | ResourceType::RouteConfiguration => {}
         }

@@ -225,8 +225,9 @@ impl Client {
         requests
     }
 
+    // Exclusive, so that what the client owns need not be shareable between threads.
     async fn send(
-        &self,
+        &mut self,
         outbox: &mpsc::Sender<DeltaDiscoveryRequest>,
         requests: Vec<DeltaDiscoveryRequest>,
     ) -> Result<(), StreamError> {
@@ -279,7 +280,7 @@ impl Client {
         if self.unsaved && self.cache.settled() && self.cache.not_ready().is_none() {
             self.unsaved = false;
             if let Some(saver) = &self.saver {
-                saver.save(self.cache.held());
+                saver.save(self.cache.last_good());
             }
         }
         self.show();
@@ -291,7 +292,9 @@ impl Client {
         let failed = !self.listeners.errors().is_empty();
         self.retry_binding = failed.then(|| Instant::now() + BIND_RETRY);
         let outcomes = outcomes.iter().map(|(name, outcome)| (name.as_str(), outcome.clone()));
-        self.cache.on_listeners(outcomes, Instant::now())
+        let update = self.cache.on_listeners(outcomes, Instant::now());
+        self.unsaved |= update.changed;
+        update.requests
     }
 
     /// When there is something to do that no server triggers.

@@ -106,7 +106,7 @@ impl World {
                 let failed = self.unbindable.contains(&l.name);
                 (l.name.as_str(), if failed { Err("address in use".to_owned()) } else { Ok(()) })
             });
-            requests.extend(self.cache.on_listeners(outcomes, now));
+            requests.extend(self.cache.on_listeners(outcomes, now).requests);
             self.listeners = listeners;
         }
         self.publish(update.removals);
@@ -272,6 +272,40 @@ fn a_listener_that_cannot_be_bound_is_refused_and_asked_for_again() {
 }
 
 #[test]
+fn what_is_saved_of_a_listener_is_what_was_bound_last() {
+    let now = Instant::now();
+    let saved = |world: &World| {
+        world.cache.last_good()[ResourceType::Listener.index()].get("edge").map(|held| held.value.to_vec())
+    };
+    let mut world = running(now);
+    world.unbindable.push("edge".into());
+    world.respond(now, &[listener("edge", 81)], &[]);
+    assert_eq!(saved(&world), Some(listener("edge", 80).2), "the old one still runs");
+
+    // A retry succeeds: nothing comes from the server, and there is something to save.
+    let update = world.cache.on_listeners([("edge", Ok(()))], now);
+    assert!(update.changed);
+    assert_eq!(saved(&world), Some(listener("edge", 81).2));
+    assert!(!world.cache.on_listeners([("edge", Ok(()))], now).changed, "no news the second time");
+
+    world.respond(now, &[], &[(ResourceType::Listener, "edge")]);
+    assert_eq!(saved(&world), None);
+}
+
+#[test]
+fn what_a_server_forgot_and_is_in_use_is_saved() {
+    let now = Instant::now();
+    let mut world = running(now);
+    world.respond(now, &[], &[(ResourceType::LoadAssignment, "s/v1")]);
+    world.respond(now, &[], &[(ResourceType::Cluster, "s/v1")]);
+    world.respond(now, &[], &[(ResourceType::RouteConfiguration, "edge")]);
+    assert!(world.cache.last_good().iter().all(|saved| saved.len() == 1));
+
+    world.respond(now, &[], &[(ResourceType::Listener, "edge")]);
+    assert!(world.cache.last_good().iter().all(HeldMap::is_empty), "nothing uses any of it now");
+}
+
+#[test]
 fn a_new_stream_says_what_is_held_and_asks_for_what_is_needed() {
     let now = Instant::now();
     let mut world = running(now);
@@ -294,7 +328,7 @@ fn what_was_saved_is_live_at_once_and_held() {
     let world = running(now);
     let saved: Vec<_> = ResourceType::ALL
         .into_iter()
-        .zip(world.cache.held())
+        .zip(world.cache.last_good())
         .flat_map(|(kind, held)| {
             let of = move |(name, held): (Arc<str>, Held)| (kind, name.to_string(), held.value.to_vec());
             held.into_iter().map(of).map(|encoded| (encoded.0, resource(&encoded))).collect::<Vec<_>>()
@@ -306,6 +340,7 @@ fn what_was_saved_is_live_at_once_and_held() {
     assert!(refused.is_empty() && fresh.cache.not_ready().is_none());
     assert_eq!((fresh.live_versions("edge"), fresh.listeners.len()), (vec!["s/v1".to_owned()], 1));
     assert_eq!(fresh.cache.held(), world.cache.held());
+    assert_eq!(fresh.cache.last_good(), world.cache.last_good());
 }
 
 #[test]

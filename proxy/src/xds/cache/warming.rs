@@ -92,7 +92,7 @@ impl Cache {
         let unwanted: Vec<Arc<str>> =
             self.routes.keys().filter(|name| !self.wants_routes(name)).cloned().collect();
         for name in unwanted {
-            self.held[ResourceType::RouteConfiguration.index()].remove(&name);
+            self.forget(ResourceType::RouteConfiguration, &name);
             if let Some(live) = self.routes.remove(&name).and_then(|state| state.live) {
                 self.unroute(Some(&live));
                 update.removals.push(Change::RoutesGone(name));
@@ -105,6 +105,7 @@ impl Cache {
             self.retired.iter().filter(|name| !self.routed.contains_key(*name)).cloned().collect();
         for name in gone {
             self.retired.remove(&name);
+            self.forget(ResourceType::Cluster, &name);
             self.touched_clusters.remove(&name);
             if let Some(cluster) = self.clusters.remove(&name) {
                 self.unfollow(&cluster.config.assignment, &name);
@@ -130,7 +131,7 @@ impl Cache {
         if followers.is_empty() {
             self.followers.remove(assignment);
             self.assignments.remove(assignment);
-            self.held[ResourceType::LoadAssignment.index()].remove(assignment);
+            self.forget(ResourceType::LoadAssignment, assignment);
             self.touched_assignments.insert(assignment.into());
         }
     }
