@@ -128,7 +128,8 @@ impl Proxy {
     /// `shutdown`.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), StartError> {
         let data_plane = DataPlane::start(self.settings.threads).map_err(StartError::Runtime)?;
-        let listeners = Listeners::new(data_plane.handle(), Arc::clone(&self.shared));
+        let drain_timeout = self.settings.drain_timeout;
+        let listeners = Listeners::new(data_plane.handle(), Arc::clone(&self.shared), drain_timeout);
 
         let (saver, saving) = match self.settings.last_good.clone() {
             Some(path) => {
@@ -141,7 +142,6 @@ impl Proxy {
         let _admin = AbortOnDrop(tokio::spawn(admin.into_future()).abort_handle());
         let _folding = AbortOnDrop(tokio::spawn(fold(Arc::clone(&self.shared))).abort_handle());
 
-        let drain_timeout = self.settings.drain_timeout;
         let client = Client::new(self.settings, Arc::clone(&self.shared), listeners, saver);
         // Stops the listeners when it returns.
         client.run(shutdown).await;

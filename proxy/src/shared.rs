@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -114,13 +117,20 @@ impl Default for ConfigurationView {
 pub(crate) struct Connections {
     pub(crate) stats: ConnectionStats,
     limit: i64,
+    /// Accept loops, which may still turn what the kernel holds into connections.
+    accepting: AtomicUsize,
     closed: Notify,
 }
 
 impl Connections {
     fn new(limit: usize) -> Self {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        Self { stats: ConnectionStats::default(), limit, closed: Notify::new() }
+        Self {
+            stats: ConnectionStats::default(),
+            limit,
+            accepting: AtomicUsize::new(0),
+            closed: Notify::new(),
+        }
     }
 
     /// Counts one more connection in; `None` at the bound.
@@ -134,16 +144,23 @@ impl Connections {
         Some(admitted)
     }
 
+    /// One more accept loop, as long as the guard lives.
+    pub(crate) fn accepting(self: &Arc<Self>) -> AcceptLoop {
+        self.accepting.fetch_add(1, Ordering::AcqRel);
+        AcceptLoop(Arc::clone(self))
+    }
+
     /// How many are open.
     pub(crate) fn open(&self) -> i64 {
         self.stats.open.load(Ordering::Acquire)
     }
 
-    /// Waits until none is open.
+    /// Waits until none is open and none can come any more.
     pub(crate) async fn all_closed(&self) {
         loop {
             let closed = self.closed.notified();
-            if self.open() <= 0 {
+            // In this order: a loop that has ended has counted in what it accepted.
+            if self.accepting.load(Ordering::Acquire) == 0 && self.open() <= 0 {
                 return;
             }
             closed.await;
@@ -163,6 +180,18 @@ impl Drop for Admitted {
     }
 }
 
+/// An accept loop that counts as long as this lives.
+#[derive(Debug)]
+pub(crate) struct AcceptLoop(Arc<Connections>);
+
+impl Drop for AcceptLoop {
+    fn drop(&mut self) {
+        if self.0.accepting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.closed.notify_waiters();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,5 +206,17 @@ mod tests {
         drop((two, three));
         connections.all_closed().await;
         assert_eq!(connections.stats.refused.load(Ordering::Relaxed), 1);
+    }
+    #[tokio::test]
+    async fn a_stop_waits_for_accept_loops_too() {
+        let connections = Arc::new(Connections::new(2));
+        let accept_loop = connections.accepting();
+        let mut all_closed = std::pin::pin!(connections.all_closed());
+        assert!(futures_util::poll!(&mut all_closed).is_pending());
+        let last = connections.admit().unwrap();
+        drop(accept_loop);
+        assert!(futures_util::poll!(&mut all_closed).is_pending());
+        drop(last);
+        all_closed.await;
     }
 }

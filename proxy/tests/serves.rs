@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use support::{
     Answer, Connection, Running, World,
     backend::{Backend, Dead},
-    control::{Control, cluster, endpoints},
+    control::{Control, cluster, endpoints, listener, routes},
     eventually, get,
 };
 use tokio::{
@@ -413,4 +413,81 @@ async fn a_request_that_may_have_been_received_is_repeated_only_if_that_is_harml
         }
         proxy.stopped().await;
     }
+}
+
+/// A socket on an address that no listener of the proxy can get while it lives.
+fn stranger(address: SocketAddr) -> std::net::TcpListener {
+    std::net::TcpListener::bind(address).expect("it is free")
+}
+
+#[tokio::test]
+async fn a_listener_that_cannot_move_serves_where_it_was() {
+    let one = Backend::start("one").await;
+    let World { control, proxy, edge } = World::start(&[one.address]).await;
+    let first = support::backend::free_address();
+    control.set([listener("edge", first)]);
+    eventually("it has moved", async || (proxy.listener_now("edge").await? == first).then_some(())).await;
+    assert_ne!(first, edge);
+    // The same port on another address, and all addresses: the latter needs the former to close.
+    for wanted in [[127, 0, 0, 2], [0, 0, 0, 0]] {
+        let taken = stranger(SocketAddr::from(([127, 0, 0, 2], first.port())));
+        control.set([listener("edge", SocketAddr::from((wanted, first.port())))]);
+        eventually("it is refused", async || {
+            let errors = proxy.json("/config_dump").await["listener_errors"].clone();
+            (!errors.as_array().unwrap().is_empty()).then_some(())
+        })
+        .await;
+        for _ in 0..3 {
+            assert_eq!(get(first, "a.com", "/").await.unwrap().text(), "one");
+        }
+        assert_eq!(proxy.listener_now("edge").await, Some(first));
+        control.set([listener("edge", first)]);
+        eventually("it is told to stay", async || {
+            let errors = proxy.json("/config_dump").await["listener_errors"].clone();
+            errors.as_array().unwrap().is_empty().then_some(())
+        })
+        .await;
+        drop(taken);
+    }
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn an_address_has_one_gateway_also_when_its_former_one_cannot_move() {
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    let World { control, proxy, .. } = World::start(&[one.address]).await;
+    let first = support::backend::free_address();
+    control.set([listener("edge", first)]);
+    eventually("it has moved", async || (proxy.listener_now("edge").await? == first).then_some(())).await;
+
+    let taken = stranger(support::backend::free_address());
+    control.set([
+        cluster("other/v1", Protocol::Http),
+        endpoints("other/v1", &[two.address]),
+        routes("heir", "other", &[("v1", 1)]),
+        listener("edge", taken.local_addr().unwrap()),
+        listener("heir", first),
+    ]);
+    eventually("it was taken over", async || (proxy.listener_now("heir").await? == first).then_some(()))
+        .await;
+    for _ in 0..30 {
+        assert_eq!(get(first, "a.com", "/").await.unwrap().text(), "two");
+    }
+    assert_eq!(proxy.listener_now("edge").await, None);
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn the_connections_of_a_removed_listener_have_a_deadline() {
+    let one = Backend::start("one").await;
+    let control = Control::start().await;
+    control.set(support::shop(&[one.address]));
+    let proxy = Running::start(control.servers(), |s| s.drain_timeout = Duration::from_millis(100)).await;
+    let edge = proxy.listener("edge").await;
+    let endless = tokio::spawn(async move { get(edge, "a.com", "/endless").await.is_err() });
+    eventually("in flight", async || (proxy.in_flight("shop/v1").await == 1).then_some(())).await;
+    control.remove([(config::xds::ResourceType::Listener, "edge")]);
+    assert!(endless.await.unwrap(), "it is cut off although the proxy runs on");
+    proxy.idle("shop/v1").await;
+    proxy.stopped().await;
 }

@@ -3,9 +3,13 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -17,11 +21,12 @@ use pingora_core::{
     server::ShutdownWatch,
 };
 use pingora_proxy::HttpProxy;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Handle,
     sync::watch,
+    task::JoinSet,
 };
 
 use super::{downstream::Downstream, http::Engine};
@@ -36,12 +41,25 @@ const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration:
 /// How long a connection without a request yet is kept open after its listener was told to stop.
 const LAST_CALL: Duration = Duration::from_millis(200);
 
+/// How long an accept loop that was told to stop may take to let go of its socket: microseconds,
+/// unless the machine is overloaded. The xDS client waits for it, so it is bounded.
+const RELEASE: Duration = Duration::from_millis(500);
+/// How long a listener is left alone after it made room for an address that could not be bound even
+/// so: what failed is tried again soon, and each attempt would end its idle connections.
+const LEFT_ALONE: Duration = Duration::from_secs(30);
+/// A client that acknowledges nothing for so long is gone, however much it is still owed.
+#[cfg(target_os = "linux")]
+const CLIENT_SILENCE: Duration = Duration::from_secs(30);
+
 /// The listeners that run, on the data plane's runtime.
 pub(crate) struct Listeners {
     runtime: Handle,
     shared: Arc<Shared>,
+    drain_timeout: Duration,
     running: BTreeMap<String, Running>,
     errors: Vec<(String, String)>,
+    /// Addresses for which listeners made room in vain, and when.
+    in_vain: BTreeMap<SocketAddr, Instant>,
 }
 
 struct Running {
@@ -52,77 +70,150 @@ struct Running {
     app: Arc<HttpProxy<Engine>>,
     /// `true` stops the accept loop and lets connections finish.
     stop: watch::Sender<bool>,
+    /// Whether another accept loop goes on with the socket, and with what the kernel holds in it.
+    handed_over: Arc<AtomicBool>,
+    /// Disconnects when the accept loop has let go of the socket.
+    released: Mutex<mpsc::Receiver<()>>,
 }
 
+/// Listeners that lose their address. They run until what comes has been started, and it may take
+/// their socket or their place.
+type Leaving = BTreeMap<String, Running>;
+
 impl Listeners {
-    /// None yet; their tasks will run on `runtime`.
-    pub(crate) fn new(runtime: Handle, shared: Arc<Shared>) -> Self {
-        Self { runtime, shared, running: BTreeMap::new(), errors: Vec::new() }
+    /// None yet; their tasks will run on `runtime`. When one stops, its connections have
+    /// `drain_timeout` to finish.
+    pub(crate) fn new(runtime: Handle, shared: Arc<Shared>, drain_timeout: Duration) -> Self {
+        Self {
+            runtime,
+            shared,
+            drain_timeout,
+            running: BTreeMap::new(),
+            errors: Vec::new(),
+            in_vain: BTreeMap::new(),
+        }
     }
 
     /// Makes the listeners `wanted`: starts new ones, moves those whose address changed (the new
     /// socket is bound before the old one is closed), stops the others. Returns for each how it
-    /// went; a listener that cannot be bound leaves what ran under its name as it was.
+    /// went; a listener that cannot be bound goes on where it was, unless another one got its address.
     pub(crate) fn apply(&mut self, wanted: &[ListenerConfig]) -> Vec<(String, Result<(), String>)> {
+        let by_name: BTreeMap<&str, &ListenerConfig> = wanted.iter().map(|c| (c.name.as_str(), c)).collect();
+        let stays = |name: &str, running: &Running| {
+            by_name.get(name).is_some_and(|config| config.address == running.config.address)
+        };
+        let (running, mut leaving): (_, Leaving) =
+            std::mem::take(&mut self.running).into_iter().partition(|(name, running)| stays(name, running));
+        self.running = running;
         let mut outcomes = Vec::with_capacity(wanted.len());
-        let mut to_bind = Vec::new();
         for config in wanted {
-            match self.running.get_mut(&config.name) {
-                Some(running) if running.config.address == config.address => {
-                    if running.config != *config {
-                        running.route_config.store(Arc::new(config.route_config.clone()));
-                        running.config = config.clone();
-                    }
-                    outcomes.push((config.name.clone(), Ok(())));
-                }
-                _ => to_bind.push(config),
-            }
-        }
-        let stays: Vec<&str> = outcomes.iter().map(|(name, _)| name.as_str()).collect();
-        // A socket whose listener leaves can be taken over: no connection is lost in between.
-        let leaving: BTreeMap<SocketAddr, (Arc<TcpListener>, SocketAddr)> = self
-            .running
-            .iter()
-            .filter(|(name, _)| !stays.contains(&name.as_str()))
-            .map(|(_, r)| (r.config.address, (Arc::clone(&r.socket), r.bound)))
-            .filter(|(address, _)| address.port() != 0)
-            .collect();
-        let mut retired = Vec::new();
-        for config in to_bind {
-            let socket = match leaving.get(&config.address) {
-                Some(taken) => Ok(taken.clone()),
-                None => self.bind(config.address),
-            };
-            let outcome = match socket {
-                Ok((socket, bound)) => {
-                    let started = self.start(config.clone(), socket, bound);
-                    retired.extend(self.running.insert(config.name.clone(), started));
+            let outcome = match self.running.get_mut(&config.name) {
+                Some(running) => {
+                    running.update(config);
                     Ok(())
                 }
-                Err(error) => {
-                    // `0.0.0.0:80` → `127.0.0.1:80`: it stands in its own way, so that it has to
-                    // leave before it can come. The next attempt will find the port free.
-                    let own = self.running.get(&config.name).map(|running| running.bound.port());
-                    if error.kind() == io::ErrorKind::AddrInUse && own == Some(config.address.port()) {
-                        retired.extend(self.running.remove(&config.name));
-                    }
-                    Err(format!("cannot listen on {}: {error}", config.address))
-                }
+                None => self.come(config, &mut leaving),
             };
             outcomes.push((config.name.clone(), outcome));
         }
-        let is_wanted = |name: &String| wanted.iter().any(|config| config.name == *name);
-        let (kept, unwanted) =
-            std::mem::take(&mut self.running).into_iter().partition(|(name, _)| is_wanted(name));
-        self.running = kept;
-        retired.extend(unwanted.into_values());
-        for running in retired {
-            self.stop(&running);
+        for (name, running) in leaving {
+            if by_name.contains_key(name.as_str()) && !self.running.contains_key(&name) {
+                self.running.insert(name, running); // it could not move, so it stays
+            } else {
+                self.stop(&running);
+            }
         }
         self.errors =
             outcomes.iter().filter_map(|(name, o)| Some((name.clone(), o.clone().err()?))).collect();
         self.show();
         outcomes
+    }
+
+    /// Starts a listener, on a socket that is left behind or a new one.
+    fn come(&mut self, config: &ListenerConfig, leaving: &mut Leaving) -> Result<(), String> {
+        let same = |running: &Running| config.address.port() != 0 && running.config.address == config.address;
+        let former = leaving.iter().find(|(_, running)| same(running)).map(|(name, _)| name.clone());
+        let (socket, bound) = match former.and_then(|name| leaving.remove(&name)) {
+            Some(former) => self.take_over(former),
+            None => self
+                .bind_in_place(config.address, leaving)
+                .map_err(|error| format!("cannot listen on {}: {error}", config.address))?,
+        };
+        let started = self.start(config.clone(), socket, bound);
+        self.running.insert(config.name.clone(), started);
+        Ok(())
+    }
+
+    /// The socket of `former`, which retires whatever becomes of its own move: two gateways never
+    /// accept from one socket. No connection is lost, as the kernel holds them in between.
+    fn take_over(&self, former: Running) -> (Arc<TcpListener>, SocketAddr) {
+        let (socket, bound) = (Arc::clone(&former.socket), former.bound);
+        former.handed_over.store(true, Ordering::Release);
+        self.retire(former);
+        (socket, bound)
+    }
+
+    /// Binds `address`. Leaving listeners that stand in its way, as `0.0.0.0:80` does for
+    /// `127.0.0.1:80`, close first; if that does not help they get their addresses back.
+    fn bind_in_place(
+        &mut self,
+        address: SocketAddr,
+        leaving: &mut Leaving,
+    ) -> io::Result<(Arc<TcpListener>, SocketAddr)> {
+        let error = match self.bind(address) {
+            Ok(bound) => return Ok(bound),
+            Err(error) => error,
+        };
+        self.in_vain.retain(|_, at| at.elapsed() < LEFT_ALONE);
+        if error.kind() != io::ErrorKind::AddrInUse || self.in_vain.contains_key(&address) {
+            return Err(error);
+        }
+        let closed = self.make_room(address, leaving);
+        if closed.is_empty() {
+            return Err(error);
+        }
+        let again = self.bind(address);
+        if again.is_err() {
+            self.in_vain.insert(address, Instant::now());
+            self.restore(closed, leaving);
+        }
+        again
+    }
+
+    /// Closes leaving listeners that stand in the way of `address`; returns what they were.
+    fn make_room(&self, address: SocketAddr, leaving: &mut Leaving) -> Vec<(ListenerConfig, SocketAddr)> {
+        let (in_the_way, others): (Leaving, Leaving) =
+            std::mem::take(leaving).into_iter().partition(|(_, running)| overlap(running.bound, address));
+        *leaving = others;
+        let close = |running: Running| {
+            let was = (running.config.clone(), running.bound);
+            self.retire(running);
+            was
+        };
+        in_the_way.into_values().map(close).collect()
+    }
+
+    fn restore(&self, closed: Vec<(ListenerConfig, SocketAddr)>, leaving: &mut Leaving) {
+        for (config, bound) in closed {
+            match self.bind(bound) {
+                Ok((socket, bound)) => {
+                    let name = config.name.clone();
+                    leaving.insert(name, self.start(config, socket, bound));
+                }
+                Err(error) => tracing::error!("listener `{}` lost {bound}: {error}", config.name),
+            }
+        }
+    }
+
+    /// Stops `running` and waits until its accept loop has let go of the socket.
+    fn retire(&self, running: Running) {
+        self.stop(&running);
+        let Running { socket, released, bound, .. } = running;
+        drop(socket);
+        let released = released.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Err(mpsc::RecvTimeoutError::Timeout) = released.recv_timeout(RELEASE) {
+            tracing::warn!("the accept loop on {bound} still holds its socket after {RELEASE:?}");
+        }
     }
 
     /// Those that could not be bound, and why.
@@ -142,6 +233,10 @@ impl Listeners {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
+        // What is accepted inherits these.
+        socket.set_tcp_keepalive(&keep_alive())?;
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(CLIENT_SILENCE))?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         let _runtime = self.runtime.enter();
@@ -156,10 +251,29 @@ impl Listeners {
         let gateway: Arc<str> = config.name.as_str().into();
         let app =
             Engine::build(Arc::clone(&self.shared), gateway, Arc::clone(&route_config), stopping.clone());
-        let accepting = accept(Arc::clone(&socket), Arc::clone(&app), Arc::clone(&self.shared), stopping);
-        self.runtime.spawn(accepting);
+        let handed_over = Arc::new(AtomicBool::new(false));
+        let (holds, released) = mpsc::channel();
+        let accepting = Accepting {
+            socket: Arc::clone(&socket),
+            app: Arc::clone(&app),
+            shared: Arc::clone(&self.shared),
+            stopping,
+            connections: JoinSet::new(),
+        };
+        // Counted from here: a stop must not overlook a loop that has not run yet.
+        let counted = self.shared.connections.accepting();
+        self.runtime.spawn(accepting.run(Arc::clone(&handed_over), self.drain_timeout, (holds, counted)));
         tracing::info!("listener `{}` on {bound}", config.name);
-        Running { config, socket, bound, route_config, app, stop }
+        Running {
+            config,
+            socket,
+            bound,
+            route_config,
+            app,
+            stop,
+            handed_over,
+            released: Mutex::new(released),
+        }
     }
 
     fn stop(&self, running: &Running) {
@@ -180,44 +294,103 @@ impl Listeners {
     }
 }
 
-/// Accepts until told to stop; then takes what the kernel already holds, which would otherwise be
-/// reset when the socket closes.
-async fn accept(
+impl Running {
+    /// Follows what may change while it runs.
+    fn update(&mut self, config: &ListenerConfig) {
+        if self.config != *config {
+            self.route_config.store(Arc::new(config.route_config.clone()));
+            self.config = config.clone();
+        }
+    }
+}
+
+/// Whether a socket on one of two addresses keeps another one from the other.
+fn overlap(one: SocketAddr, two: SocketAddr) -> bool {
+    // `::` takes the IPv4 addresses too.
+    let covers = |all: IpAddr, ip: IpAddr| all.is_unspecified() && (all.is_ipv6() || ip.is_ipv4());
+    let (a, b) = (one.ip().to_canonical(), two.ip().to_canonical());
+    one.port() == two.port() && (a == b || covers(a, b) || covers(b, a))
+}
+
+/// Finds out within two minutes that an idle client has vanished.
+fn keep_alive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(Duration::from_mins(1))
+        .with_interval(Duration::from_secs(10))
+        .with_retries(5)
+}
+
+/// An accept loop and the connections it accepted.
+struct Accepting {
     socket: Arc<TcpListener>,
     app: Arc<HttpProxy<Engine>>,
     shared: Arc<Shared>,
-    mut stopping: ShutdownWatch,
-) {
-    let watch = stopping.clone();
-    let admit = |stream: TcpStream, peer: SocketAddr| {
-        if let Some(admitted) = shared.connections.admit() {
-            tokio::spawn(serve(stream, peer, Arc::clone(&app), watch.clone(), admitted));
+    stopping: ShutdownWatch,
+    /// They end with the loop, so that none of a listener that is gone stays for ever.
+    connections: JoinSet<()>,
+}
+
+impl Accepting {
+    /// Accepts until told to stop; lets go of the socket, and of `holds`; then connections have
+    /// `drain_timeout` to finish.
+    async fn run(mut self, handed_over: Arc<AtomicBool>, drain_timeout: Duration, holds: impl Send) {
+        self.accept().await;
+        if !handed_over.load(Ordering::Acquire) {
+            self.take_backlog();
         }
-    };
-    let mut pause = ACCEPT_PAUSE.0;
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = stopping.changed() => break,
-            accepted = socket.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                pause = ACCEPT_PAUSE.0;
-                admit(stream, peer);
-            }
-            Err(error) => {
-                shared.connections.stats.accept_errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!("accept failed: {error}");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(ACCEPT_PAUSE.1);
+        let Self { socket, mut connections, .. } = self;
+        drop(socket);
+        drop(holds);
+        let finished = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(drain_timeout, finished).await.is_err() {
+            tracing::warn!("{} connections are cut off after {drain_timeout:?}", connections.len());
+        }
+    }
+
+    async fn accept(&mut self) {
+        let mut stopping = self.stopping.clone();
+        let mut pause = ACCEPT_PAUSE.0;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                // An error means that the listener was dropped, which is a stop too.
+                _ = stopping.changed() => return,
+                // Frees what a connection that ended has left.
+                Some(_) = self.connections.join_next() => continue,
+                accepted = self.socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    pause = ACCEPT_PAUSE.0;
+                    self.admit(stream, peer);
+                }
+                Err(error) => {
+                    self.shared.connections.stats.accept_errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!("accept failed: {error}");
+                    // Not beyond a stop: others may wait for the socket.
+                    if tokio::time::timeout(pause, stopping.changed()).await.is_ok() {
+                        return;
+                    }
+                    pause = (pause * 2).min(ACCEPT_PAUSE.1);
+                }
             }
         }
     }
-    for _ in 0..BACKLOG {
-        match socket.accept().now_or_never() {
-            Some(Ok((stream, peer))) => admit(stream, peer),
-            _ => break,
+
+    /// Takes what the kernel already holds, which would otherwise be reset when the socket closes.
+    fn take_backlog(&mut self) {
+        for _ in 0..BACKLOG {
+            match self.socket.accept().now_or_never() {
+                Some(Ok((stream, peer))) => self.admit(stream, peer),
+                _ => break,
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
+        if let Some(admitted) = self.shared.connections.admit() {
+            let served = serve(stream, peer, Arc::clone(&self.app), self.stopping.clone(), admitted);
+            self.connections.spawn(served);
         }
     }
 }
@@ -272,6 +445,28 @@ async fn serve_http1(stream: Stream, app: &Arc<HttpProxy<Engine>>, stopping: &Sh
         session = ServerSession::new_http1(stream);
         if let Some(settings) = settings {
             settings.apply_to_session(&mut session);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_overlap_when_one_takes_the_other() {
+        for (one, two, expected) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("127.0.0.1:80", "127.0.0.1:81", false),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("0.0.0.0:80", "[::1]:80", false),
+            ("[::]:80", "127.0.0.1:80", true),
+            ("[::]:80", "0.0.0.0:80", true),
+            ("[::ffff:127.0.0.1]:80", "127.0.0.1:80", true),
+        ] {
+            let (one, two): (SocketAddr, SocketAddr) = (one.parse().unwrap(), two.parse().unwrap());
+            assert_eq!((overlap(one, two), overlap(two, one)), (expected, expected), "{one} {two}");
         }
     }
 }
