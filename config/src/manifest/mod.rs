@@ -1,6 +1,6 @@
 //! Manifests: YAML or JSON documents that describe services, gateways and routes.
 //!
-//! - [`node`]: text to a tree in which every value knows its line.
+//! - `node`: text to a tree in which every value knows its line.
 //! - `fields`: reading a tree against what is allowed, keeping the path for errors.
 //! - `document`: the three kinds of document.
 //!

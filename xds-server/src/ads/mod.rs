@@ -1,6 +1,6 @@
 //! The aggregated discovery service: gRPC around [`crate::subscription`].
 //!
-//! - [`wire`]: responses to bytes; shares what the snapshot encoded once.
+//! - `wire`: responses to bytes; shares what the snapshot encoded once.
 //! - `stream`: the task of one stream.
 //! - here: the gRPC service and its server.
 //!

@@ -1,7 +1,7 @@
 //! The one writer of what is declared and registered.
 //!
 //! - [`world`]: the domain as one immutable value.
-//! - [`write`]: what a write does to it; pure.
+//! - [`mod@write`]: what a write does to it; pure.
 //! - `compile`: the world as xDS resources.
 //! - here: the thread that tries writes, commits them to the store in groups, and publishes.
 //!

@@ -62,7 +62,7 @@ pub struct Operation {
 /// The two kinds of things that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// `Service checkout` → [`StoredDocument`]
+    /// `Service checkout` → a document with its revision, as JSON
     Documents,
     /// `checkout/v1/id` → [`Endpoint`]
     Endpoints,
