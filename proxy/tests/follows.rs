@@ -250,6 +250,94 @@ async fn a_gateway_that_moved_to_an_address_that_became_free_is_there_after_a_re
 }
 
 #[tokio::test]
+async fn the_last_good_configuration_serves_when_the_servers_answer_is_cut_short() {
+    let one = Backend::start("one").await;
+    let file = saved_shop(&[one.address]).await;
+    let partial = Control::start().await;
+    partial.mute([ResourceType::Listener]);
+    partial.set(support::shop(&[one.address]));
+    let proxy = Running::start(partial.servers(), |s| s.last_good = Some(file.path.clone())).await;
+    eventually("a part has come", async || (proxy.metric("xds_updates").await > 0.0).then_some(())).await;
+    partial.kill().await;
+    let edge = proxy.listener("edge").await;
+    assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "one");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn the_last_good_configuration_serves_when_the_servers_answer_stops_in_the_middle() {
+    let one = Backend::start("one").await;
+    let file = saved_shop(&[one.address]).await;
+    let partial = Control::start().await;
+    partial.mute([ResourceType::Listener]);
+    partial.set(support::shop(&[one.address]));
+    let proxy = Running::start(partial.servers(), |s| s.last_good = Some(file.path.clone())).await;
+    let edge = proxy.listener("edge").await;
+    assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "one");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn the_next_server_is_used_when_the_first_is_silent() {
+    let one = Backend::start("one").await;
+    let (silent, control) = (Control::start().await, Control::start().await);
+    silent.silence();
+    control.set(support::shop(&[one.address]));
+    let servers = vec![silent.address.to_string(), control.address.to_string()];
+    let proxy = Running::start(servers, |_| {}).await;
+    let edge = proxy.listener("edge").await;
+    assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "one");
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn the_next_server_is_used_after_the_first_was_silent_and_the_file_stood_in() {
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    let file = saved_shop(&[one.address]).await;
+    let (silent, control) = (Control::start().await, Control::start().await);
+    silent.silence();
+    control.set(support::shop(&[two.address]));
+    let servers = vec![silent.address.to_string(), control.address.to_string()];
+    let proxy = Running::start(servers, |s| s.last_good = Some(file.path.clone())).await;
+    let edge = proxy.listener("edge").await;
+    eventually("the second server's configuration", async || {
+        (get(edge, "a.com", "/").await.unwrap().text() == "two").then_some(())
+    })
+    .await;
+    assert_eq!(silent.streams(), 1);
+    proxy.stopped().await;
+}
+
+#[tokio::test]
+async fn the_next_server_is_used_when_the_first_answers_and_closes_again_and_again() {
+    let (one, two) = (Backend::start("one").await, Backend::start("two").await);
+    let (flapping, control) = (Control::start().await, Control::start().await);
+    flapping.flap();
+    flapping.set(support::shop(&[one.address]));
+    control.set(support::shop(&[two.address]));
+    let servers = vec![flapping.address.to_string(), control.address.to_string()];
+    let proxy = Running::start(servers, |_| {}).await;
+    let edge = proxy.listener("edge").await;
+    eventually("the second server's configuration", async || {
+        (get(edge, "a.com", "/").await.unwrap().text() == "two").then_some(())
+    })
+    .await;
+    proxy.stopped().await;
+}
+
+/// The file that a proxy leaves which has followed [`support::shop`].
+async fn saved_shop(addresses: &[SocketAddr]) -> support::Temporary {
+    let file = support::temporary("saved");
+    let control = Control::start().await;
+    control.set(support::shop(addresses));
+    let proxy = Running::start(control.servers(), |s| s.last_good = Some(file.path.clone())).await;
+    proxy.listener("edge").await;
+    control.acknowledged().await;
+    proxy.stopped().await; // the last state is written
+    file
+}
+
+#[tokio::test]
 async fn a_damaged_file_is_ignored() {
     let file = support::temporary("damaged");
     std::fs::write(&file.path, b"sluicegate-last-good 1\n0123456789abcdef\nnonsense").unwrap();

@@ -343,6 +343,15 @@ impl Cache {
         without.map(|(name, l)| format!("listener `{name}` has no routes `{}` yet", l.route_config))
     }
 
+    /// Whether something that is asked for has not come yet.
+    pub(crate) fn lacks_something(&self) -> bool {
+        ResourceType::ALL.into_iter().any(|kind| {
+            let i = kind.index();
+            let whole = !kind.legacy_wildcard() || self.heard[i];
+            !whole || self.subscribed[i].iter().any(|name| !self.held[i].contains_key(name))
+        })
+    }
+
     /// Takes in a resource; the name when it counts, `None` when it was not asked for.
     fn accept(
         &mut self,

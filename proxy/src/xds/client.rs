@@ -1,4 +1,4 @@
-//! The incremental ADS stream: connects, fails over, backs off, and carries out what the cache
+//! The incremental ADS stream: connects, gives up on who is silent, and carries out what the cache
 //! decides. One task owns the cache, the listeners and the right to publish.
 
 use std::{
@@ -20,8 +20,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 
 use super::{
-    cache::{Cache, Update},
+    cache::{Cache, Update, WARMING_TIMEOUT},
     last_good::{self, Saver},
+    servers::{Servers, root_cause},
 };
 use crate::{
     edge::listener::Listeners,
@@ -33,14 +34,18 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A silent server is asked for a sign of life this often, and given this long.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
-/// Pause before the next attempt, jittered: doubles from the first to the last.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Bound on one response, in bytes.
 const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 /// Requests that may wait for a server that does not read, and how long.
 const OUTBOX: (usize, Duration) = (256, Duration::from_secs(10));
 /// How long a server may take to answer at start before the last good configuration is used.
 const FIRST_ANSWER: Duration = Duration::from_secs(1);
+/// How long it may pause in the middle of its first configuration before that is used: longer than
+/// what is incomplete is waited for.
+const NEXT_ANSWER: Duration = WARMING_TIMEOUT.saturating_add(Duration::from_secs(1));
+/// How long a new stream may be silent when not everything is held: doubles from the first to the
+/// last with each that was, as all servers may only be slow.
+const SILENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(1));
 /// How often a listener that could not be bound is tried again.
 const BIND_RETRY: Duration = Duration::from_millis(250);
 /// Flow-control windows of HTTP/2, in bytes, for a stream and a connection: the default of 64 KiB
@@ -62,6 +67,8 @@ enum StreamError {
     Closed,
     #[error("the server does not read")]
     Stuck,
+    #[error("the server is there and does not answer")]
+    Silent,
     /// Not a fault: the state was replaced, and the server is to be told what is held.
     #[error("restarted with the last good configuration")]
     Restored,
@@ -74,16 +81,27 @@ pub(crate) struct Client {
     shared: Arc<Shared>,
     listeners: Listeners,
     saver: Option<Saver>,
-    /// Where to restore from; `None` once a server has answered or it was tried.
+    /// Where to restore from; `None` once a whole configuration has come or it was tried.
     fallback: Option<PathBuf>,
     started: Instant,
-    answered: bool,
+    /// When a server last said something.
+    heard_at: Option<Instant>,
+    stream: Option<StreamState>,
+    patience: Duration,
     ready: bool,
     stopping: bool,
     server: Option<String>,
     retry_binding: Option<Instant>,
     /// Whether something is held that was not handed to the saver.
     unsaved: bool,
+}
+
+/// What there is to know about a stream, from the connection on.
+#[derive(Clone, Copy)]
+struct StreamState {
+    began: Instant,
+    /// Whether the server has sent anything.
+    answered: bool,
 }
 
 impl Client {
@@ -103,7 +121,9 @@ impl Client {
             saver,
             fallback,
             started: Instant::now(),
-            answered: false,
+            heard_at: None,
+            stream: None,
+            patience: SILENCE.0,
             ready: false,
             stopping: false,
             server: None,
@@ -127,41 +147,45 @@ impl Client {
     /// Never returns: without a server the proxy goes on with what it has.
     async fn follow(&mut self) {
         let mut rng = fastrand::Rng::new();
-        let mut pause = BACK_OFF.0;
+        let mut servers = Servers::new(self.settings.servers.clone());
         loop {
-            let mut lived = false;
-            // From the first server on each time, so that a preferred one that is back is used at
-            // the next reconnect; the next one as soon as one fails.
-            for server in self.settings.servers.clone() {
-                let before = self.shared.xds.updates.load(Ordering::Relaxed);
-                let error = match self.stream(&server).await {
-                    Ok(never) => match never {},
-                    Err(error) => error,
-                };
-                self.disconnected();
-                lived = self.shared.xds.updates.load(Ordering::Relaxed) > before
-                    || matches!(error, StreamError::Restored);
-                tracing::info!("xDS server {server}: {error}");
-                if lived {
-                    break;
+            let server = servers.current().to_owned();
+            let Err(error) = self.stream(&server).await;
+            let stream = self.disconnected();
+            let lived = match error {
+                StreamError::Restored => {
+                    // This one had its chance.
+                    servers.skip();
+                    continue;
                 }
+                // However long it was waited for, it did not work.
+                StreamError::Silent => Duration::ZERO,
+                _ => stream.map_or(Duration::ZERO, |stream| stream.began.elapsed()),
+            };
+            let cause = root_cause(&error);
+            let ended = servers.ended(&cause, lived);
+            if ended.news {
+                tracing::warn!("xDS server {server}: {cause}; trying until it is back");
             }
-            if lived {
-                pause = BACK_OFF.0;
-            } else if self.fallback.is_some() {
-                self.restore().await;
+            // Lost in the middle of the first configuration, or no server left to try.
+            let lost = stream.is_some_and(|stream| stream.answered) || ended.pause.is_some();
+            if lost && self.restore().await {
                 continue;
             }
-            self.waiting_for(tokio::time::sleep(pause.mul_f64(rng.f64().mul_add(0.5, 0.5)))).await;
-            pause = (pause * 2).min(BACK_OFF.1);
+            if let Some(pause) = ended.pause {
+                let jittered = pause.mul_f64(rng.f64().mul_add(0.5, 0.5));
+                self.waiting_for(tokio::time::sleep(jittered)).await;
+            }
         }
     }
 
-    fn disconnected(&mut self) {
+    /// The stream is over, if there was one; returns how it was.
+    fn disconnected(&mut self) -> Option<StreamState> {
         self.server = None;
         self.shared.xds.connected.store(false, Ordering::Relaxed);
         self.cache.on_disconnected();
         self.show();
+        self.stream.take()
     }
 
     /// One stream, from connecting to its end.
@@ -186,8 +210,8 @@ impl Client {
             request.node = Some(self.node());
         }
         self.send(&outbox, first).await?;
-        // A server may send the head of its answer only with its first message: no bound but the
-        // keep-alive above.
+        self.stream = Some(StreamState { began: Instant::now(), answered: false });
+        // A server may send the head of its answer only with its first message.
         let opening = client.delta_aggregated_resources(ReceiverStream::new(requests));
         tokio::pin!(opening);
         let mut inbound: Streaming<DeltaDiscoveryResponse> = loop {
@@ -214,12 +238,14 @@ impl Client {
     }
 
     fn take_in(&mut self, response: DeltaDiscoveryResponse) -> Vec<DeltaDiscoveryRequest> {
-        self.answered = true;
-        self.fallback = None;
-        let xds = &self.shared.xds;
-        xds.on_last_good.store(false, Ordering::Relaxed);
-        xds.updates.fetch_add(1, Ordering::Relaxed);
-        let update = self.cache.on_response(response, Instant::now());
+        let now = Instant::now();
+        self.heard_at = Some(now);
+        self.patience = SILENCE.0;
+        if let Some(stream) = &mut self.stream {
+            stream.answered = true;
+        }
+        self.shared.xds.updates.fetch_add(1, Ordering::Relaxed);
+        let update = self.cache.on_response(response, now);
         let requests = self.carry_out(update);
         self.shared.xds.last_update.store(now_micros(), Ordering::Relaxed);
         requests
@@ -276,6 +302,7 @@ impl Client {
             }
         }
         self.unsaved |= update.changed;
+        self.disarm();
         // A state in the middle of a change would have to wait at start for what may never come.
         if self.unsaved && self.cache.settled() && self.cache.not_ready().is_none() {
             self.unsaved = false;
@@ -285,6 +312,14 @@ impl Client {
         }
         self.show();
         requests
+    }
+
+    /// A part of a configuration serves nobody: the file stands in until the server's is whole.
+    fn disarm(&mut self) {
+        if self.stream.is_some_and(|stream| stream.answered) && self.cache.not_ready().is_none() {
+            self.fallback = None;
+            self.shared.xds.on_last_good.store(false, Ordering::Relaxed);
+        }
     }
 
     fn bind(&mut self, wanted: &[config::xds::listener::ListenerConfig]) -> Vec<DeltaDiscoveryRequest> {
@@ -300,8 +335,20 @@ impl Client {
     /// When there is something to do that no server triggers.
     fn next_tick(&self) -> Instant {
         let far = Instant::now() + Duration::from_hours(1);
-        let restore = self.fallback.as_ref().map(|_| self.started + FIRST_ANSWER);
-        [self.cache.next_deadline(), self.retry_binding, restore].into_iter().flatten().min().unwrap_or(far)
+        let due = [self.cache.next_deadline(), self.retry_binding, self.restore_at(), self.give_up_at()];
+        due.into_iter().flatten().min().unwrap_or(far)
+    }
+
+    /// When what the servers said is too little for too long.
+    fn restore_at(&self) -> Option<Instant> {
+        self.fallback.as_ref()?;
+        Some(self.heard_at.map_or(self.started + FIRST_ANSWER, |at| at + NEXT_ANSWER))
+    }
+
+    /// When the server has been silent for too long. With everything held it may have nothing to say.
+    fn give_up_at(&self) -> Option<Instant> {
+        let silent = self.stream.filter(|stream| !stream.answered)?;
+        self.cache.lacks_something().then_some(silent.began + self.patience)
     }
 
     async fn tick(
@@ -309,8 +356,12 @@ impl Client {
         outbox: Option<&mpsc::Sender<DeltaDiscoveryRequest>>,
     ) -> Result<(), StreamError> {
         let now = Instant::now();
-        if self.fallback.is_some() && now >= self.started + FIRST_ANSWER && self.restore().await {
+        if self.restore_at().is_some_and(|at| now >= at) && self.restore().await {
             return Err(StreamError::Restored);
+        }
+        if self.give_up_at().is_some_and(|at| now >= at) {
+            self.patience = (self.patience * 2).min(SILENCE.1);
+            return Err(StreamError::Silent);
         }
         let mut requests = Vec::new();
         if self.retry_binding.is_some_and(|at| now >= at) {
@@ -342,9 +393,6 @@ impl Client {
     /// Starts from the last good configuration, once. Whether there was one.
     async fn restore(&mut self) -> bool {
         let Some(path) = self.fallback.take() else { return false };
-        if self.answered {
-            return false;
-        }
         let file = path.clone();
         let saved = match tokio::task::spawn_blocking(move || last_good::load(&file)).await {
             Ok(Ok(saved)) => saved,
@@ -366,10 +414,12 @@ impl Client {
         for reason in refused {
             tracing::warn!("in the last good configuration: {reason}");
         }
-        tracing::warn!("no server answers: running on the last good configuration ({count} resources)");
-        self.shared.xds.on_last_good.store(true, Ordering::Relaxed);
+        tracing::warn!(
+            "no server gives a configuration: running on the last good configuration ({count} resources)"
+        );
         // No stream holds these nonces, so there is nothing to send.
         let _ = self.carry_out(update);
+        self.shared.xds.on_last_good.store(true, Ordering::Relaxed);
         true
     }
 

@@ -3,9 +3,11 @@
 //! - [`cache`]: pure; responses of a server → changes of the table and of the listeners, then ACK or
 //!   NACK. [`wire`]: the messages it sends.
 //! - [`last_good`]: the file that stands in when no server answers at start.
-//! - [`client`]: the stream: connect, fail over, back off; carries out what the cache decides.
+//! - [`servers`]: pure; which server is next, and after what pause.
+//! - [`client`]: the stream; carries out what the cache decides.
 
 pub(crate) mod cache;
 pub(crate) mod client;
 pub(crate) mod last_good;
+mod servers;
 mod wire;

@@ -36,7 +36,10 @@ struct State {
     revision: u64,
     served: u64,
     nonce: u64,
-    silent: bool,
+    /// Types it has no answer for.
+    muted: HashSet<ResourceType>,
+    /// Ends each stream after its first responses.
+    flaps: bool,
 }
 
 /// A server that runs until it is dropped.
@@ -75,7 +78,17 @@ impl Control {
 
     /// Accepts streams but never answers.
     pub fn silence(&self) {
-        self.state.lock().unwrap().silent = true;
+        self.mute(ResourceType::ALL);
+    }
+
+    /// Never answers for these types.
+    pub fn mute(&self, kinds: impl IntoIterator<Item = ResourceType>) {
+        self.state.lock().unwrap().muted.extend(kinds);
+    }
+
+    /// Ends each stream after its first responses.
+    pub fn flap(&self) {
+        self.state.lock().unwrap().flaps = true;
     }
 
     /// Sets several resources at once.
@@ -187,8 +200,12 @@ impl AggregatedDiscoveryService for Service {
             let mut subscriptions: HashMap<ResourceType, Subscription> = HashMap::new();
             loop {
                 let responses = difference(&mut state.lock().unwrap(), &mut subscriptions);
+                let last = state.lock().unwrap().flaps && !responses.is_empty();
                 for response in responses {
                     _ = out.send(Ok(response)).await;
+                }
+                if last {
+                    return;
                 }
                 tokio::select! {
                     message = inbound.message() => match message {
@@ -228,10 +245,7 @@ fn difference(
 ) -> Vec<DeltaDiscoveryResponse> {
     let mut responses = Vec::new();
     state.served = state.revision;
-    if state.silent {
-        return responses;
-    }
-    for kind in ResourceType::ALL {
+    for kind in ResourceType::ALL.into_iter().filter(|kind| !state.muted.contains(kind)).collect::<Vec<_>>() {
         let Some(subscription) = subscriptions.get_mut(&kind).filter(|s| s.asked) else { continue };
         let wants = |name: &String| kind.legacy_wildcard() || subscription.names.contains(name);
         let now: BTreeMap<&String, (String, &Vec<u8>)> = state

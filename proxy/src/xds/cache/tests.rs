@@ -272,6 +272,20 @@ fn a_listener_that_cannot_be_bound_is_refused_and_asked_for_again() {
 }
 
 #[test]
+fn something_lacks_until_all_that_is_asked_for_has_come() {
+    let now = Instant::now();
+    let mut world = World::connected();
+    for step in [cluster("s/v1"), endpoints("s/v1", &[1]), listener("edge", 80), routes("edge", &["v1"])] {
+        assert!(world.cache.lacks_something());
+        world.respond(now, &[step], &[]);
+    }
+    assert!(!world.cache.lacks_something());
+    world.cache.on_disconnected();
+    world.cache.on_connected();
+    assert!(!world.cache.lacks_something(), "a silent server has nothing to say");
+}
+
+#[test]
 fn what_is_saved_of_a_listener_is_what_was_bound_last() {
     let now = Instant::now();
     let saved = |world: &World| {
