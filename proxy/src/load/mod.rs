@@ -182,13 +182,16 @@ impl Records {
         known.leaving.clone()
     }
 
-    /// Forgets what is neither live nor has a request in flight: the bound on metric labels.
+    /// Forgets what is neither live nor has a request in flight: the bound on metric labels. What
+    /// `live` knows may be old by now, so a record that anyone refers to (a table that is just being
+    /// published, say) stays: whoever asks for it has to meet the same one.
     pub(crate) fn prune(&self, live: impl Fn(&str) -> bool, gateway: impl Fn(&str) -> bool) {
         let mut known = self.known();
         known.leaving.retain(|(_, load)| load.concurrency.in_flight() > 0);
         known.versions.retain(|name, load| {
             load.retain_gateways(|g| gateway(g) || load.concurrency.in_flight() > 0);
-            live(name) || load.concurrency.in_flight() > 0
+            // Nobody can refer to one from now on but through this lock.
+            live(name) || Arc::strong_count(load) > 1 || load.concurrency.in_flight() > 0
         });
     }
 }
@@ -225,7 +228,16 @@ mod tests {
         records.prune(|_| false, |_| true);
         assert!(Arc::ptr_eq(&load, &records.version(&name)));
         load.concurrency.end(2);
+        drop(load);
         records.prune(|_| false, |_| true);
         assert!(records.versions().is_empty());
+    }
+    #[test]
+    fn a_record_is_not_forgotten_between_its_making_and_its_publication() {
+        let records = Records::default();
+        let name: Arc<str> = "checkout/v1".into();
+        let made = records.version(&name);
+        records.prune(|_| false, |_| true); // by a table from before
+        assert!(Arc::ptr_eq(&made, &records.version(&name)), "an update never resets what is in flight");
     }
 }
