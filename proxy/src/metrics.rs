@@ -47,6 +47,8 @@ pub(crate) struct ConnectionStats {
     /// Beyond the bound on open connections.
     pub(crate) refused: AtomicU64,
     pub(crate) accept_errors: AtomicU64,
+    /// Request heads that were too large or too slow.
+    pub(crate) heads_refused: AtomicU64,
 }
 
 /// Everything, in the Prometheus text format (`OpenMetrics` 1.0).
@@ -174,6 +176,7 @@ fn singles(encoder: &mut DescriptorEncoder<'_>, shared: &Shared) -> fmt::Result 
             read(&connections.refused),
         ),
         ("accept_errors", "Failed attempts to accept a connection", read(&connections.accept_errors)),
+        ("heads_refused", "Request heads that were too large or too slow", read(&connections.heads_refused)),
         ("xds_streams", "xDS streams opened", read(&xds.streams)),
         ("xds_updates", "xDS responses taken in", read(&xds.updates)),
         ("xds_acks", "xDS responses acknowledged", read(&xds.acks)),

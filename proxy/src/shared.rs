@@ -123,7 +123,7 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         Self {
             stats: ConnectionStats::default(),

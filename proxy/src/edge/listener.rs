@@ -29,7 +29,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{downstream::Downstream, http::Engine};
+use super::{
+    downstream::{Downstream, HEAD_TIMEOUT},
+    http::Engine,
+};
 use crate::shared::{Admitted, ListenerView, Shared};
 
 /// Connections the kernel holds for us until they are accepted.
@@ -388,8 +391,14 @@ impl Accepting {
     }
 
     fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!("{peer} left at once: {error}");
+            return;
+        }
         if let Some(admitted) = self.shared.connections.admit() {
-            let served = serve(stream, peer, Arc::clone(&self.app), self.stopping.clone(), admitted);
+            let connections = Arc::clone(&self.shared.connections);
+            let opening = Downstream::open(stream, peer, connections, HEAD_TIMEOUT);
+            let served = serve(opening, Arc::clone(&self.app), self.stopping.clone(), admitted);
             self.connections.spawn(served);
         }
     }
@@ -397,16 +406,11 @@ impl Accepting {
 
 /// One client connection, from its first byte to its end.
 async fn serve(
-    stream: TcpStream,
-    peer: SocketAddr,
+    opening: impl Future<Output = Option<Downstream>>,
     app: Arc<HttpProxy<Engine>>,
     stopping: ShutdownWatch,
     admitted: Admitted,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!("{peer} left at once: {error}");
-        return;
-    }
     // A watch of its own: the engine has still to see the change that this one sees.
     let mut told = stopping.clone();
     let last_call = async {
@@ -416,7 +420,7 @@ async fn serve(
     };
     let downstream = tokio::select! {
         biased;
-        opened = Downstream::open(stream, peer) => opened,
+        opened = opening => opened,
         // Without a request there is nothing to finish; one that is on its way may still come.
         () = last_call => None,
     };
