@@ -16,7 +16,8 @@ use crate::{
     metrics::Metrics,
     registry::{
         Registry,
-        write::{Refusal, Write, keep_splits},
+        fit::keep_splits,
+        write::{Refusal, Write},
     },
     store::{FileStore, StoreError},
     timeline::Timeline,

@@ -1,18 +1,16 @@
 //! What a write does to a world: pure, so that a rehearsal and the real thing are the same code.
 
-use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use config::{
-    ClusterName, Endpoint, EndpointId, GatewayName, HostPattern, Protocol, Route, RouteMatch, RouteName,
-    Service, ServiceName, Split, VersionName,
+    ClusterName, Endpoint, EndpointId, GatewayName, Service, ServiceName, Split, VersionName,
     manifest::{Document, DocumentRef, Errors, Located, ManifestError},
 };
 
-use super::world::{Entry, World};
+use super::{
+    fit::{misfits, stranded},
+    world::{Entry, World},
+};
 use crate::api::types::{Action, Change};
 
 /// A change that somebody asks for.
@@ -331,12 +329,12 @@ fn refuse_if_registered(world: &World, service: &Service) -> Result<(), Refusal>
 }
 
 /// How many endpoints are registered with a version.
-fn registered(world: &World, cluster: &ClusterName) -> usize {
+pub(super) fn registered(world: &World, cluster: &ClusterName) -> usize {
     world.endpoints.get(cluster).map_or(0, imbl::OrdMap::len)
 }
 
 /// So many endpoints, and the word for them afterwards.
-fn endpoints(count: usize) -> (String, &'static str) {
+pub(super) fn endpoints(count: usize) -> (String, &'static str) {
     match count {
         1 => ("1 registered endpoint".to_owned(), "it"),
         n => (format!("{n} registered endpoints"), "them"),
@@ -399,150 +397,6 @@ fn note_endpoint(
     effect.touched.assignments.insert(cluster.clone());
 }
 
-/// Versions that `located` no longer has though instances are registered with them. `world` is what
-/// was before it.
-fn stranded(world: &World, located: &Located) -> Vec<ManifestError> {
-    let Document::Service(new) = &located.document else { return Vec::new() };
-    let Some(old) = world.service(&new.name) else { return Vec::new() };
-    let gone = old.value.clusters().filter(|(cluster, _)| !new.versions.contains_key(&cluster.version));
-    let fault = |cluster: &ClusterName, count| {
-        let (endpoints, them) = endpoints(count);
-        let version = &cluster.version;
-        let remedy = format!("remove {them} first, or keep the version");
-        located.error("versions", format!("version {version} still has {endpoints}; {remedy}"))
-    };
-    let counted = gone.map(|(cluster, _)| (registered(world, &cluster), cluster));
-    counted.filter(|(count, _)| *count > 0).map(|(count, cluster)| fault(&cluster, count)).collect()
-}
-
-/// Gives services that exist the split they have, where the versions it sends traffic to are still
-/// there: for a manifest that declares what there is rather than asks for a shift.
-pub fn keep_splits(world: &World, documents: &mut [Located]) {
-    for located in documents {
-        if let Document::Service(new) = &mut located.document
-            && let Some(split) = world.split(&new.name).and_then(|live| live_among(live, new))
-        {
-            new.split = split;
-        }
-    }
-}
-
-/// `live`, without zero weights of versions that `service` no longer has; `None` when one of those
-/// has traffic.
-fn live_among(live: &Split, service: &Service) -> Option<Split> {
-    let exists = |version: &VersionName| service.versions.contains_key(version);
-    if live.weights().iter().any(|(version, weight)| *weight > 0 && !exists(version)) {
-        return None;
-    }
-    let kept = live.weights().iter().filter(|(version, _)| exists(version));
-    // The total is what it was, so this is a split.
-    Split::new(kept.map(|(version, weight)| (version.clone(), *weight)).collect()).ok()
-}
-
-/// What does not fit together after an apply. Checks what the documents could have broken, in their
-/// own order, so that the errors point at the text that was sent.
-fn misfits(world: &World, documents: &[Located], errors: &mut Errors) {
-    let listeners = listeners(world, documents);
-    let mut routes: HashMap<&RouteName, &Located> = HashMap::new();
-    let mut gateways = BTreeSet::new();
-    for located in documents {
-        match &located.document {
-            Document::Service(service) if service.protocol == Protocol::Tcp => {
-                for route in world.routes_to(&service.name) {
-                    let message = format!("is tcp, but route {} leads HTTP requests to it", route.name);
-                    errors.push(located.error("protocol", message));
-                }
-            }
-            Document::Service(_) => {}
-            Document::Gateway(gateway) => {
-                let there = listeners.get(&gateway.listen).into_iter().flatten();
-                if let Some(other) = there.into_iter().find(|name| ***name != gateway.name) {
-                    let message = format!("{} is taken by gateway {other}", gateway.listen);
-                    errors.push(located.error("listen", message));
-                }
-            }
-            Document::Route(route) => {
-                gateways.insert(&route.gateway);
-                routes.insert(&route.name, located);
-                errors.extend(
-                    dangling(world, route).into_iter().map(|(path, message)| located.error(path, message)),
-                );
-            }
-        }
-    }
-    for gateway in gateways {
-        overlaps(world, gateway, |route, path, message| {
-            if let Some(located) = routes.get(route) {
-                errors.push(located.error(path, message()));
-            }
-        });
-    }
-}
-
-/// Who listens where a gateway of `documents` listens: two of them a place, by name, which is enough
-/// to find another. Any number of gateways may leave the port to the proxy.
-fn listeners<'w>(world: &'w World, documents: &[Located]) -> HashMap<SocketAddr, Vec<&'w GatewayName>> {
-    let listen = |located: &Located| match &located.document {
-        Document::Gateway(gateway) if gateway.listen.port() != 0 => Some(gateway.listen),
-        _ => None,
-    };
-    let wanted: HashSet<SocketAddr> = documents.iter().filter_map(listen).collect();
-    let mut listeners: HashMap<SocketAddr, Vec<&GatewayName>> = HashMap::new();
-    if wanted.is_empty() {
-        return listeners;
-    }
-    for gateway in world.gateways().map(|entry| &entry.value).filter(|g| wanted.contains(&g.listen)) {
-        let there = listeners.entry(gateway.listen).or_default();
-        if there.len() < 2 {
-            there.push(&gateway.name);
-        }
-    }
-    listeners
-}
-
-/// What a route names that is not there.
-fn dangling(world: &World, route: &Route) -> Vec<(String, String)> {
-    let mut faults = Vec::new();
-    if world.gateway(&route.gateway).is_none() {
-        faults.push(("gateway".to_owned(), format!("there is no gateway `{}`", route.gateway)));
-    }
-    for (i, rule) in route.rules.iter().enumerate() {
-        let path = format!("rules[{i}].service");
-        match world.service(&rule.service) {
-            None => faults.push((path, format!("there is no service `{}`", rule.service))),
-            Some(entry) if entry.value.protocol == Protocol::Tcp => {
-                let message =
-                    format!("service `{}` is tcp; a route leads to http, h2c or grpc", rule.service);
-                faults.push((path, message));
-            }
-            Some(_) => {}
-        }
-    }
-    faults
-}
-
-/// Rules of different routes that match the same requests: which one applies would be chance. The
-/// fault is with the route whose name comes later, and with both when the first was sent as well.
-fn overlaps(
-    world: &World,
-    gateway: &GatewayName,
-    mut fault: impl FnMut(&RouteName, String, &dyn Fn() -> String),
-) {
-    let mut seen: HashMap<(&HostPattern, &RouteMatch), &RouteName> = HashMap::new();
-    for route in world.routes_on(gateway) {
-        for host in &route.hosts {
-            for (i, rule) in route.rules.iter().enumerate() {
-                let Some(first) = seen.insert((host, &rule.matches), &route.name) else { continue };
-                let message = |other: &RouteName| {
-                    format!("route {other} already matches the same requests on host `{host}`")
-                };
-                fault(&route.name, format!("rules[{i}].match"), &|| message(first));
-                fault(first, "rules".to_owned(), &|| message(&route.name));
-            }
-        }
-    }
-}
-
 /// What a shift did, as people say it: `v1 90% → 50%, v2 10% → 50%`.
 fn split_detail(old: &Split, new: &Split) -> String {
     let versions: BTreeSet<&VersionName> = old.weights().keys().chain(new.weights().keys()).collect();
@@ -567,121 +421,4 @@ fn kind_and_name(reference: &DocumentRef) -> (&'static str, &str) {
 }
 
 #[cfg(test)]
-mod tests {
-    use config::{Health, Lease, manifest};
-
-    use super::*;
-
-    fn apply(world: &World, text: &str) -> (World, Result<Effect, Refusal>) {
-        let mut after = world.clone();
-        let documents = manifest::parse("m", text).unwrap();
-        let done = perform(&mut after, &Write::Apply(documents), 1);
-        (after, done)
-    }
-
-    fn world(text: &str) -> World {
-        let (world, done) = apply(&World::default(), text);
-        done.unwrap();
-        world
-    }
-
-    fn register(world: &mut World, cluster: &str, id: &str) {
-        let endpoint = Endpoint {
-            id: id.parse().unwrap(),
-            address: "127.0.0.1:1".parse().unwrap(),
-            weight: 1,
-            zone: None,
-            health: Health::Ready,
-            lease: Lease::Permanent,
-        };
-        let write = Write::PutEndpoint { cluster: cluster.parse().unwrap(), endpoint };
-        perform(world, &write, 2).unwrap();
-    }
-
-    fn faults(world: &World, text: &str) -> Vec<String> {
-        match apply(world, text).1 {
-            Err(Refusal::Invalid(errors)) => errors.iter().map(ToString::to_string).collect(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    const SHOP: &str =
-        "kind: Service\nname: shop\nversions: {v1: {}, v2: {}, v3: {}}\nsplit: {weights: {v1: 1}}\n";
-    const WITHOUT_V2: &str = "kind: Service\nname: shop\nversions: {v1: {}}\n";
-
-    #[test]
-    fn a_version_with_running_instances_is_not_dropped_by_the_way() {
-        let mut world = world(SHOP);
-        register(&mut world, "shop/v2", "a");
-        let one =
-            "m:3: versions: version v2 still has 1 registered endpoint; remove it first, or keep the version";
-        assert_eq!(faults(&world, WITHOUT_V2), [one]);
-        register(&mut world, "shop/v2", "b");
-        register(&mut world, "shop/v2", "c");
-        let three = "m:3: versions: version v2 still has 3 registered endpoints; remove them first, or keep the version";
-        assert_eq!(faults(&world, WITHOUT_V2), [three]);
-        for id in ["a", "b", "c"] {
-            world.take_endpoint(&"shop/v2".parse().unwrap(), &id.parse().unwrap());
-        }
-        assert!(apply(&world, WITHOUT_V2).1.unwrap().is_change());
-    }
-
-    #[test]
-    fn a_service_with_running_instances_is_not_deleted() {
-        let mut world = world(SHOP);
-        for (cluster, id) in [("shop/v1", "a"), ("shop/v1", "b"), ("shop/v2", "a")] {
-            register(&mut world, cluster, id);
-        }
-        let delete = Write::Delete { object: DocumentRef::Service("shop".parse().unwrap()), if_match: None };
-        let refused = perform(&mut world.clone(), &delete, 3).unwrap_err();
-        let why = "Service shop still has 3 registered endpoints (v1: 2, v2: 1); remove them first";
-        assert_eq!(refused, Refusal::InUse(why.to_owned()));
-        for (cluster, id) in [("shop/v1", "a"), ("shop/v1", "b"), ("shop/v2", "a")] {
-            world.take_endpoint(&cluster.parse().unwrap(), &id.parse().unwrap());
-        }
-        assert!(perform(&mut world, &delete, 3).unwrap().is_change());
-    }
-
-    #[test]
-    fn gateways_share_no_place_unless_the_proxy_chooses_it() {
-        let gateway =
-            |name: &str, port: u16| format!("kind: Gateway\nname: {name}\nlisten: 127.0.0.1:{port}\n---\n");
-        let world = world(&(gateway("a", 80) + &gateway("b", 0) + &gateway("c", 0)));
-        assert_eq!(faults(&world, &gateway("d", 80)), ["m:3: listen: 127.0.0.1:80 is taken by gateway a"]);
-        assert_eq!(faults(&world, &(gateway("d", 81) + &gateway("e", 81))).len(), 2);
-        // The same gateway again, one that leaves for another place, and one that takes what is free now.
-        for fine in [gateway("a", 80), gateway("d", 0), gateway("a", 81) + &gateway("d", 80)] {
-            assert!(apply(&world, &fine).1.is_ok(), "{fine}");
-        }
-    }
-
-    #[test]
-    fn as_many_faults_are_reported_as_anybody_reads() {
-        let route = |i: usize| format!("kind: Route\nname: r{i}\ngateway: g\nrules: [{{service: s}}]\n---\n");
-        let text = (0..150).map(route).collect::<Vec<_>>().concat();
-        assert_eq!(faults(&World::default(), &text).len(), manifest::MAX_ERRORS + 1);
-    }
-
-    #[test]
-    fn a_live_split_is_kept_while_its_versions_are_there() {
-        let world = world(SHOP);
-        let kept = |split: &str, text: &str| {
-            let mut world = world.clone();
-            let weights = serde_json::from_str(split).unwrap();
-            let service = "shop".parse().unwrap();
-            let write = Write::Split { service, split: Split::new(weights).unwrap(), if_match: None };
-            perform(&mut world, &write, 2).unwrap();
-            let mut documents = manifest::parse("m", text).unwrap();
-            keep_splits(&world, &mut documents);
-            match documents.remove(0).document {
-                Document::Service(service) => serde_json::to_string(service.split.weights()).unwrap(),
-                other => panic!("{other:?}"),
-            }
-        };
-        assert_eq!(kept(r#"{"v1":1,"v2":3}"#, SHOP), r#"{"v1":1,"v2":3}"#);
-        assert_eq!(kept(r#"{"v1":5,"v2":0}"#, WITHOUT_V2), r#"{"v1":5}"#);
-        assert_eq!(kept(r#"{"v1":1,"v2":3}"#, WITHOUT_V2), r#"{"v1":1}"#);
-        let other = WITHOUT_V2.replace("shop", "new");
-        assert_eq!(kept(r#"{"v2":3}"#, &other), r#"{"v1":1}"#);
-    }
-}
+mod tests;
