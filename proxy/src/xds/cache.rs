@@ -8,6 +8,8 @@
 //! - A route configuration is *staged* until every cluster it names is there with its assignment,
 //!   or [`WARMING_TIMEOUT`] has passed. A listener is staged until its routes are live, likewise.
 //!   What was live before stays so meanwhile (xDS protocol, "Resource warming").
+//!   The clock runs from the first change that waits: one that comes meanwhile does not restart it.
+//!   A cluster that was waited for in vain, or whose resource was refused, is not waited for again.
 //! - CDS and LDS decide what exists. A cluster that CDS removed stays usable while a live route
 //!   names it. The removal of a load assignment or route configuration only means that the server
 //!   forgot it: what is in use stays as it was, as in Envoy.
@@ -47,6 +49,8 @@ use crate::table::Change;
 pub(crate) const WARMING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bound on acknowledgements withheld for one type; beyond it the oldest is sent.
 const MAX_WITHHELD: usize = 4_096;
+/// Bound on the clusters that are remembered as not worth waiting for.
+const MAX_GIVEN_UP: usize = 65_536;
 
 /// Resources held of one type, by name. Cloning it is cheap, whatever its size.
 pub(crate) type HeldMap =
@@ -95,6 +99,8 @@ pub(crate) struct Cache {
     retired: BTreeSet<Arc<str>>,
     /// EDS and RDS names the server was told of on this stream.
     subscribed: [BTreeSet<Arc<str>>; 4],
+    /// Clusters not worth waiting for, as long as they are not warm.
+    given_up: BTreeSet<Arc<str>>,
     withheld: [VecDeque<Withheld>; 4],
     /// Types of which a first response, or a saved state, has arrived.
     heard: [bool; 4],
@@ -170,7 +176,10 @@ impl Cache {
                     names.push(name);
                 }
                 Ok(None) => {}
-                Err(reason) => refused.push(format!("{kind} `{label}`: {reason}")),
+                Err(reason) => {
+                    self.give_up_refused(kind, &label);
+                    refused.push(format!("{kind} `{label}`: {reason}"));
+                }
             }
         }
         let mut update = Update { changed, ..Update::default() };
@@ -195,7 +204,7 @@ impl Cache {
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let routes = self.routes.values().filter_map(|r| Some(r.staged.as_ref()?.1 + WARMING_TIMEOUT));
         let listeners = self.listeners.values().filter_map(|l| Some(l.staged.as_ref()?.1 + WARMING_TIMEOUT));
-        // Listeners are acknowledged when they are bound, however long that takes.
+        // Listeners are acknowledged when they were tried to be bound, at once when they go live.
         let timed = ResourceType::ALL.into_iter().filter(|kind| *kind != ResourceType::Listener);
         let withheld = timed.filter_map(|kind| Some(self.withheld[kind.index()].front()?.until));
         routes.chain(listeners).chain(withheld).min()
@@ -239,6 +248,8 @@ impl Cache {
         self.connected = true;
         self.withheld = Default::default();
         self.subscribed = Default::default();
+        // Another server, another chance.
+        self.given_up.clear();
         let mut requests = Vec::new();
         for kind in ResourceType::ALL {
             let names: Vec<String> = self.wanted(kind).iter().map(ToString::to_string).collect();
@@ -402,6 +413,9 @@ impl Cache {
         let assignment: Arc<str> = config.assignment.as_str().into();
         let before = self.clusters.get(&name);
         let shown = before.is_some_and(|before| before.shown);
+        if before.is_none_or(|before| before.retired || *before.config != config) {
+            self.given_up.remove(&name);
+        }
         let old =
             before.map(|before| Arc::clone(&before.config)).filter(|old| *old.assignment != *assignment);
         self.followers.entry(Arc::clone(&assignment)).or_default().insert(Arc::clone(&name));
@@ -427,7 +441,10 @@ impl Cache {
     fn put_listener(&mut self, config: ListenerConfig, now: Instant) -> Arc<str> {
         let name: Arc<str> = config.name.as_str().into();
         let state = self.listeners.entry(Arc::clone(&name)).or_default();
-        state.staged = (state.live.as_ref() != Some(&config)).then_some((config, now));
+        let since = state.staged.as_ref().map_or(now, |(_, since)| *since);
+        state.staged = (state.live.as_ref() != Some(&config)).then_some((config, since));
+        // What became of an earlier attempt says nothing about this one.
+        state.bound = None;
         self.listeners_touched = true;
         name
     }
@@ -438,7 +455,8 @@ impl Cache {
         }
         let name: Arc<str> = config.name.as_str().into();
         let state = self.routes.entry(Arc::clone(&name)).or_default();
-        state.staged = (state.live.as_deref() != Some(&config)).then(|| (Arc::new(config), now));
+        let since = state.staged.as_ref().map_or(now, |(_, since)| *since);
+        state.staged = (state.live.as_deref() != Some(&config)).then(|| (Arc::new(config), since));
         self.routes_touched = true;
         Some(name)
     }

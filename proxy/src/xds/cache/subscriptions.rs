@@ -68,7 +68,8 @@ impl Cache {
             while let Some(front) = queue.front_mut() {
                 if kind == ResourceType::Listener {
                     let failed = front.names.iter().filter_map(|name| {
-                        let reason = self.listeners.get(name)?.bound.as_ref()?.as_ref().err()?;
+                        let listener = self.listeners.get(name).filter(|l| l.is_refused())?;
+                        let reason = listener.bound.as_ref()?.as_ref().err()?;
                         Some(format!("{kind} `{name}`: {reason}"))
                     });
                     let failed: Vec<String> = failed.collect();
@@ -79,15 +80,19 @@ impl Cache {
                         continue;
                     }
                 }
-                let overdue = now >= front.until || queue.len() > MAX_WITHHELD;
+                // A listener is not acknowledged before an attempt to bind it, unless too many wait.
+                let late = now >= front.until && kind != ResourceType::Listener;
+                let crowded = queue.len() > MAX_WITHHELD;
                 let Some(front) = queue.front_mut() else { break };
                 front.names.retain(|name| self.is_pending(kind, name));
-                // A listener is never acknowledged before an attempt to bind it.
-                if !front.names.is_empty() && (!overdue || kind == ResourceType::Listener) {
-                    break;
-                }
                 if !front.names.is_empty() {
+                    if !late && !crowded {
+                        break;
+                    }
                     self.warming_timeouts += 1;
+                }
+                if late && kind == ResourceType::Cluster {
+                    self.give_up(std::mem::take(&mut front.names));
                 }
                 let nonce = std::mem::take(&mut front.nonce);
                 update.requests.push(wire::ack(kind, nonce));
@@ -101,7 +106,7 @@ impl Cache {
     pub(super) fn is_pending(&self, kind: ResourceType, name: &str) -> bool {
         match kind {
             ResourceType::Cluster => {
-                self.clusters.get(name).is_some_and(|cluster| !cluster.retired) && !self.is_warm(name)
+                self.clusters.get(name).is_some_and(|cluster| !cluster.retired) && !self.needs_no_wait(name)
             }
             ResourceType::LoadAssignment => false,
             ResourceType::RouteConfiguration => self.routes.get(name).is_some_and(|r| r.staged.is_some()),

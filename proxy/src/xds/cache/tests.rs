@@ -113,6 +113,17 @@ impl World {
         requests
     }
 
+    /// Time passes until `to`, with everything that falls due on the way.
+    fn pass(&mut self, to: Instant) -> Vec<DeltaDiscoveryRequest> {
+        let mut sent = Vec::new();
+        while let Some(due) = self.cache.next_deadline().filter(|due| *due <= to) {
+            let update = self.cache.on_time(due);
+            sent.extend(self.carry_out(update, due));
+            assert!(self.cache.next_deadline() > Some(due) || self.cache.next_deadline().is_none());
+        }
+        sent
+    }
+
     fn publish(&mut self, changes: Vec<Change>) {
         for change in changes {
             match change {
@@ -367,6 +378,123 @@ fn what_was_not_asked_for_is_not_kept() {
     assert_eq!(world.cache.held()[ResourceType::LoadAssignment.index()].len(), 1);
     let unknown = DeltaDiscoveryResponse { type_url: "type.googleapis.com/x".into(), ..Default::default() };
     assert!(world.cache.on_response(unknown, now).requests.is_empty());
+}
+
+#[test]
+fn updates_do_not_restart_the_warming_timeout() {
+    let start = Instant::now();
+    let mut world = running(start);
+    world.respond(start, &[cluster("s/v2")], &[]); // and never its assignment
+    let second = |i: u64| start + Duration::from_secs(i);
+    for i in 0..8 {
+        world.pass(second(i));
+        let versions: &[&str] = if i % 2 == 0 { &["v1", "v2"] } else { &["v2"] };
+        world.respond(second(i), &[routes("edge", versions)], &[]);
+        let live = world.live_versions("edge");
+        if i < 5 {
+            assert_eq!(live, ["s/v1"], "second {i}");
+        } else {
+            assert_eq!(live.len(), versions.len(), "second {i}: it is not waited for again");
+        }
+    }
+    // Once it is there, a later absence is waited for again.
+    world.respond(second(8), &[endpoints("s/v2", &[2])], &[]);
+    world.respond(second(8), &[routes("edge", &["v1"])], &[]);
+    world.respond(second(8), &[], &[(ResourceType::Cluster, "s/v2")]);
+    world.respond(second(8), &[cluster("s/v2")], &[]);
+    world.respond(second(8), &[routes("edge", &["v2"])], &[]);
+    assert_eq!(world.live_versions("edge"), ["s/v1"]);
+}
+
+#[test]
+fn listeners_that_change_do_not_restart_the_warming_timeout_either() {
+    let start = Instant::now();
+    let mut world = World::connected();
+    let second = |i: u16| start + Duration::from_secs(u64::from(i));
+    for i in 0..8 {
+        world.pass(second(i));
+        world.respond(second(i), &[listener("edge", 80 + i)], &[]);
+        let ports: Vec<u16> = world.listeners.iter().map(|l| l.address.port()).collect();
+        assert_eq!(ports, if i < 5 { vec![] } else { vec![80 + i] }, "second {i}");
+    }
+}
+
+#[test]
+fn a_refused_cluster_is_not_waited_for_until_it_is_accepted() {
+    let now = Instant::now();
+    let mut world = running(now);
+    world.respond(now, &[(ResourceType::Cluster, "s/v2".to_owned(), vec![0xff])], &[]);
+    world.respond(now, &[routes("edge", &["v1", "v2"])], &[]);
+    assert_eq!(world.live_versions("edge"), ["s/v1", "s/v2"]);
+
+    world.respond(now, &[cluster("s/v3")], &[]); // nonce 7
+    let bad = (ResourceType::LoadAssignment, "s/v3".to_owned(), vec![0xff]);
+    let sent = world.respond(now, &[bad], &[]);
+    assert_eq!(acks(&sent), ["7"], "the cluster is applied as far as it can be");
+    world.respond(now, &[routes("edge", &["v3"])], &[]);
+    assert_eq!(world.live_versions("edge"), ["s/v3"]);
+
+    world.respond(now, &[cluster("s/v2")], &[]);
+    world.respond(now, &[routes("edge", &["v2"])], &[]);
+    assert_eq!(world.live_versions("edge"), ["s/v3"], "its assignment will come");
+    world.respond(now, &[endpoints("s/v2", &[2])], &[]);
+    assert_eq!(world.live_versions("edge"), ["s/v2"]);
+}
+
+#[test]
+fn withheld_acknowledgements_are_bounded_for_every_type() {
+    let now = Instant::now();
+    let mut world = World::connected();
+    for i in 0..=MAX_WITHHELD {
+        let port = 80 + u16::try_from(i % 1_000).unwrap();
+        world.respond(now, &[listener("edge", port)], &[]);
+    }
+    assert_eq!(world.cache.withheld[ResourceType::Listener.index()].len(), MAX_WITHHELD);
+}
+
+#[test]
+fn a_listener_that_is_sent_again_is_not_refused_for_an_earlier_attempt() {
+    let now = Instant::now();
+    let mut world = running(now);
+    world.unbindable.push("edge".into());
+    assert_eq!(nacks(&world.respond(now, &[listener("edge", 81)], &[])).len(), 1);
+    world.unbindable.clear();
+    let sent = world.respond(now, &[listener("edge", 81)], &[]);
+    assert_eq!((nacks(&sent), acks(&sent)), (vec![], vec!["6"]));
+}
+
+#[test]
+fn whatever_comes_and_whenever_nothing_waits_longer_than_the_warming_timeout() {
+    for seed in 0..200 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut now = Instant::now();
+        let mut world = running(now);
+        let mut waits_since: Option<Instant> = None;
+        for step in 0..100 {
+            let context = format!("seed {seed}, step {step}");
+            now += Duration::from_millis(rng.u64(0..2_000));
+            world.pass(now);
+            // It may have gone live just now and wait for something else after this step.
+            waits_since = waits_since.filter(|_| world.cache.routes["edge"].staged.is_some());
+            let version = format!("v{}", rng.u8(0..6));
+            let name = format!("s/{version}");
+            match rng.u8(0..10) {
+                0 | 1 => _ = world.respond(now, &[cluster(&name)], &[]),
+                2 => _ = world.respond(now, &[endpoints(&name, &[1])], &[]),
+                3 => _ = world.respond(now, &[], &[(ResourceType::Cluster, &name)]),
+                4 => _ = world.respond(now, &[listener("edge", rng.u16(80..90))], &[]),
+                _ => _ = world.respond(now, &[routes("edge", &["v1", &version][..rng.usize(1..3)])], &[]),
+            }
+            let waits = world.cache.routes["edge"].staged.is_some();
+            waits_since = waits.then(|| waits_since.unwrap_or(now));
+            let waited = waits_since.map_or(Duration::ZERO, |since| now - since);
+            assert!(waited < WARMING_TIMEOUT, "{context}: {:?}", world.cache.waiting());
+            let oldest = world.cache.withheld.iter().filter_map(|queue| queue.front()).map(|w| w.until).min();
+            assert!(oldest.is_none_or(|until| until > now), "{context}: an acknowledgement is overdue");
+        }
+        world.pass(now + WARMING_TIMEOUT);
+        assert!(world.cache.settled() && world.cache.withheld.iter().all(VecDeque::is_empty), "seed {seed}");
+    }
 }
 
 /// A server of the incremental variant that sends one type at a time, in any order of types.

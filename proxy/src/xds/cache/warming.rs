@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use config::xds::{ResourceType, listener::ListenerConfig, route::RouteConfig};
 
-use super::{Cache, Update, WARMING_TIMEOUT};
+use super::{Cache, MAX_GIVEN_UP, Update, WARMING_TIMEOUT};
 use crate::table::Change;
 
 impl Cache {
@@ -24,6 +24,9 @@ impl Cache {
             // A live cluster that moves to another assignment keeps its endpoints until that comes.
             if assignment.is_some() || !cluster.shown {
                 cluster.shown = true;
+                if assignment.is_some() {
+                    self.given_up.remove(&name);
+                }
                 update.upserts.push(Change::Cluster(Arc::clone(&cluster.config), assignment));
             }
         }
@@ -37,13 +40,14 @@ impl Cache {
             self.routes.iter().filter_map(|(name, s)| s.staged.as_ref().map(|staged| (name, staged)));
         let mut due = Vec::new();
         for (name, (config, since)) in staged {
-            let warm = self.missing(config).next().is_none();
-            if warm || now >= *since + WARMING_TIMEOUT {
-                due.push((Arc::clone(name), warm));
+            let missing: Vec<Arc<str>> = self.missing(config).map(Arc::from).collect();
+            if missing.is_empty() || now >= *since + WARMING_TIMEOUT {
+                due.push((Arc::clone(name), missing));
             }
         }
-        for (name, warm) in due {
-            self.warming_timeouts += u64::from(!warm);
+        for (name, missing) in due {
+            self.warming_timeouts += u64::from(!missing.is_empty());
+            self.give_up(missing);
             let Some(state) = self.routes.get_mut(&name) else { continue };
             let Some((config, _)) = state.staged.take() else { continue };
             let before = state.live.replace(Arc::clone(&config));
@@ -67,8 +71,10 @@ impl Cache {
         for state in self.listeners.values_mut() {
             let Some((config, since)) = &state.staged else { continue };
             let warm = self.routes.get(config.route_config.as_str()).is_some_and(|r| r.live.is_some());
-            if warm || now >= *since + WARMING_TIMEOUT {
-                self.warming_timeouts += u64::from(!warm);
+            // Live without these routes already: they were waited for once.
+            let in_vain = state.live.as_ref().is_some_and(|live| live.route_config == config.route_config);
+            if warm || in_vain || now >= *since + WARMING_TIMEOUT {
+                self.warming_timeouts += u64::from(!warm && !in_vain);
                 state.live = state.staged.take().map(|(config, _)| config);
                 state.bound = None;
                 changed = true;
@@ -105,6 +111,7 @@ impl Cache {
             self.retired.iter().filter(|name| !self.routed.contains_key(*name)).cloned().collect();
         for name in gone {
             self.retired.remove(&name);
+            self.given_up.remove(&name);
             self.forget(ResourceType::Cluster, &name);
             self.touched_clusters.remove(&name);
             if let Some(cluster) = self.clusters.remove(&name) {
@@ -120,6 +127,10 @@ impl Cache {
                 *count -= 1;
                 if *count == 0 {
                     self.routed.remove(cluster);
+                    // Of a cluster that CDS knows, it is remembered until it goes.
+                    if !self.clusters.contains_key(cluster) {
+                        self.given_up.remove(cluster);
+                    }
                 }
             }
         }
@@ -136,9 +147,35 @@ impl Cache {
         }
     }
 
-    /// The clusters of `config` that are not there with their assignment.
+    /// The clusters of `config` that are to be waited for.
     pub(super) fn missing<'a>(&'a self, config: &'a RouteConfig) -> impl Iterator<Item = &'a str> {
-        config.clusters().into_iter().filter(|name| !self.is_warm(name))
+        config.clusters().into_iter().filter(|name| !self.needs_no_wait(name))
+    }
+
+    /// Whether a cluster is there with its assignment, or will not be.
+    pub(super) fn needs_no_wait(&self, cluster: &str) -> bool {
+        self.is_warm(cluster) || self.given_up.contains(cluster)
+    }
+
+    /// These were waited for in vain.
+    pub(super) fn give_up(&mut self, clusters: impl IntoIterator<Item = Arc<str>>) {
+        for cluster in clusters {
+            // Beyond the bound it is waited for again, which is only slower.
+            if self.given_up.len() < MAX_GIVEN_UP {
+                self.given_up.insert(cluster);
+            }
+        }
+    }
+
+    /// A resource was refused: a cluster that lacks it will not become warm.
+    pub(super) fn give_up_refused(&mut self, kind: ResourceType, name: &str) {
+        match kind {
+            ResourceType::Cluster => self.give_up([name.into()]),
+            ResourceType::LoadAssignment => {
+                self.give_up(self.followers.get(name).cloned().unwrap_or_default());
+            }
+            ResourceType::Listener | ResourceType::RouteConfiguration => {}
+        }
     }
 
     pub(super) fn is_warm(&self, cluster: &str) -> bool {
