@@ -41,6 +41,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use config::bootstrap::{AccessLog, ProxySettings};
@@ -50,6 +51,8 @@ use crate::{edge::listener::Listeners, load::FOLD_EVERY, shared::Shared, xds::cl
 
 /// Most client connections at once, whatever the limit on file descriptors.
 const MAX_CONNECTIONS: u64 = 65_536;
+/// How long the access log may take to be written to its end after the drain.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// File descriptors kept for everything that is not a request: xDS, admin, files, listeners.
 const RESERVED_FILES: u64 = 256;
 
@@ -149,6 +152,9 @@ impl Proxy {
         if timeout(drain_timeout, self.shared.connections.all_closed()).await.is_err() {
             let open = self.shared.connections.open();
             tracing::warn!("{open} connections were still open after {drain_timeout:?}");
+        }
+        if let Some(log) = &self.shared.access_log {
+            log.close(LAST_LINES).await;
         }
         if let Some(saving) = saving {
             // The client is gone and its saver with it: the last state is written, then it ends.

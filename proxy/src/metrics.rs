@@ -16,7 +16,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    load::{BOUNDS, Series, VersionLoad, now_micros},
+    load::{Aborted, BOUNDS, Series, VersionLoad, now_micros},
     shared::Shared,
 };
 
@@ -100,13 +100,16 @@ fn requests(
 
     let mut family = encoder.encode_descriptor(
         "requests",
-        "Finished requests by class of status (none: the client left before a response)",
+        "Finished requests by class of status (none: the client left before a response; aborted: the \
+         response was cut, but not by the client)",
         None,
         MetricType::Counter,
     )?;
     for (series, version) in &all {
         let base = labels(series, version.as_deref());
-        for (class, count) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].iter().zip(&series.classes) {
+        for (class, count) in
+            ["none", "1xx", "2xx", "3xx", "4xx", "5xx", "aborted"].iter().zip(&series.classes)
+        {
             let count = count.load(Ordering::Relaxed);
             if count > 0 {
                 let labels = [base[0], base[1], base[2], ("class", class)];
@@ -114,6 +117,7 @@ fn requests(
             }
         }
     }
+    aborted(encoder, &all)?;
     let mut family = encoder.encode_descriptor(
         "request_duration",
         "From the head of a request read to the last byte of its response sent",
@@ -132,11 +136,31 @@ fn requests(
     for (name, help, of) in [
         ("retries", "Attempts beyond the first", (|s| &s.retries) as Of),
         ("no_endpoint", "Requests refused because no endpoint was ready", |s| &s.no_endpoint),
+        ("timeouts", "Requests that an endpoint did not answer in time", |s| &s.timeouts),
     ] {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (series, version) in all.iter().filter(|(_, version)| version.is_some()) {
             let count = ConstCounter::new(of(series).load(Ordering::Relaxed));
             count.encode(family.encode_family(&labels(series, version.as_deref()))?)?;
+        }
+    }
+    Ok(())
+}
+
+fn aborted(
+    encoder: &mut DescriptorEncoder<'_>,
+    all: &[(Arc<Series>, Option<Arc<VersionLoad>>)],
+) -> fmt::Result {
+    let help = "Requests whose client did not get a response to its end, by who or what cut it";
+    let mut family = encoder.encode_descriptor("aborted", help, None, MetricType::Counter)?;
+    for (series, version) in all {
+        let base = labels(series, version.as_deref());
+        for (reason, name) in Aborted::NAMES {
+            let count = series.aborted[reason as usize].load(Ordering::Relaxed);
+            if count > 0 {
+                let labels = [base[0], base[1], base[2], ("reason", name)];
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
         }
     }
     Ok(())
@@ -174,6 +198,11 @@ fn singles(encoder: &mut DescriptorEncoder<'_>, shared: &Shared) -> fmt::Result 
             "connections_refused",
             "Client connections closed at the bound on open ones",
             read(&connections.refused),
+        ),
+        (
+            "requests_refused",
+            "Requests refused at the bound on those in flight",
+            read(&shared.requests.refused),
         ),
         ("accept_errors", "Failed attempts to accept a connection", read(&connections.accept_errors)),
         ("heads_refused", "Request heads that were too large or too slow", read(&connections.heads_refused)),

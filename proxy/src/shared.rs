@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -20,11 +20,15 @@ use crate::{
     xds::cache::HeldMap,
 };
 
+/// Most requests in flight at once. The integral of [`crate::load::Concurrency`] relies on it.
+pub(crate) const MAX_REQUESTS: usize = 1 << 17;
+
 /// Everything that is shared.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) live: Live,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) requests: Arc<Requests>,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) xds: Arc<XdsStats>,
     /// Requests without a route, by gateway.
@@ -39,6 +43,7 @@ impl Shared {
         Self {
             live: Live::default(),
             connections: Arc::new(Connections::new(max_connections)),
+            requests: Arc::new(Requests::new(MAX_REQUESTS)),
             access_log,
             xds: Arc::default(),
             unrouted: VersionLoad::new(""),
@@ -192,6 +197,41 @@ impl Drop for AcceptLoop {
     }
 }
 
+/// Requests in flight, over all gateways, and the bound on them.
+#[derive(Debug)]
+pub(crate) struct Requests {
+    limit: usize,
+    in_flight: AtomicUsize,
+    /// Refused at the bound.
+    pub(crate) refused: AtomicU64,
+}
+
+impl Requests {
+    fn new(limit: usize) -> Self {
+        Self { limit, in_flight: AtomicUsize::new(0), refused: AtomicU64::new(0) }
+    }
+
+    /// Counts one more request in; `None` at the bound.
+    pub(crate) fn admit(self: &Arc<Self>) -> Option<Taken> {
+        let taken = Taken(Arc::clone(self));
+        if self.in_flight.fetch_add(1, Ordering::Relaxed) >= self.limit {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None; // dropping `taken` takes it back
+        }
+        Some(taken)
+    }
+}
+
+/// A request that counts as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Taken(Arc<Requests>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,5 +258,14 @@ mod tests {
         assert!(futures_util::poll!(&mut all_closed).is_pending());
         drop(last);
         all_closed.await;
+    }
+    #[test]
+    fn requests_are_bounded_and_counted_out() {
+        let requests = Arc::new(Requests::new(1));
+        let one = requests.admit().unwrap();
+        assert!(requests.admit().is_none());
+        drop(one);
+        assert!(requests.admit().is_some());
+        assert_eq!(requests.refused.load(Ordering::Relaxed), 1);
     }
 }

@@ -1,5 +1,7 @@
 //! What happens to requests, and to those who send something else.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::{
@@ -27,26 +29,39 @@ use tokio::{
 async fn requests_and_responses_pass_as_they_are() {
     let one = Backend::start("one").await;
     let World { proxy, edge, .. } = World::start(&[one.address]).await;
-    let stream = TcpStream::connect(edge).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::post("/echo?q=1")
-        .header("host", "Shop.example.com:81")
-        .header("x-forwarded-for", "10.0.0.1")
-        .body(Full::new(Bytes::from_static(b"hello")))
-        .unwrap();
-    let answer = Answer::read(sender.send_request(request).await.unwrap()).await.unwrap();
+    let ask = async |to: SocketAddr| {
+        let stream = TcpStream::connect(to).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("/echo?q=1")
+            .header("host", "Shop.example.com:81")
+            .header("x-forwarded-for", "10.0.0.1")
+            .body(Full::new(Bytes::from_static(b"hello")))
+            .unwrap();
+        Answer::read(sender.send_request(request).await.unwrap()).await.unwrap()
+    };
+    let (answer, direct) = (ask(edge).await, ask(one.address).await);
     assert_eq!((answer.status, answer.text().as_str()), (200, "hello"));
     let header = |name: &str| answer.headers.get(name).map_or("", |v| v.to_str().unwrap());
     assert_eq!(header("seen-host"), "Shop.example.com:81");
     assert_eq!(header("seen-x-forwarded-for"), "10.0.0.1, 127.0.0.1");
     assert_eq!(header("seen-x-forwarded-proto"), "http");
-    assert_eq!(header("server"), "backend/1");
-    let mut names: Vec<&str> = answer.headers.keys().map(http::HeaderName::as_str).collect();
-    names.retain(|name| !name.starts_with("seen-"));
-    names.sort_unstable();
-    // `connection` belongs to the hop; all others came from the backend.
-    assert_eq!(names, ["connection", "content-length", "date", "server", "x-name"]);
+    // `connection` belongs to the hop, and pingora overwrites `date` with its own clock.
+    let own = |name: &str| matches!(name, "connection" | "date") || name.starts_with("seen-x-forwarded-");
+    let of_backend = |answer: &Answer| {
+        let mut headers: Vec<(String, Vec<u8>)> = answer
+            .headers
+            .iter()
+            .filter(|(name, _)| !own(name.as_str()))
+            .map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()))
+            .collect();
+        headers.sort_unstable();
+        headers
+    };
+    assert_eq!(of_backend(&answer), of_backend(&direct));
+    assert!(of_backend(&answer).contains(&("server".to_owned(), b"backend/1".to_vec())));
+    assert_eq!(answer.headers.get_all("date").iter().count(), 1);
     proxy.stopped().await;
 }
 
@@ -253,11 +268,7 @@ async fn garbage_hurts_nobody_else() {
     let large =
         exchange(edge, format!("GET / HTTP/1.1\r\nHost: a\r\nx: {}\r\n\r\n", "y".repeat(2 << 20)).as_bytes())
             .await;
-    assert!(
-        large.is_empty() || large.starts_with(b"HTTP/1.1 431"),
-        "{}",
-        String::from_utf8_lossy(&large)
-    );
+    assert!(large.is_empty() || large.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&large));
     assert!(proxy.metric("heads_refused_total").await > 0.0);
     drop(honest);
     eventually("all are gone", async || (proxy.metric("connections_open").await < 0.5).then_some(())).await;
@@ -490,5 +501,99 @@ async fn the_connections_of_a_removed_listener_have_a_deadline() {
     control.remove([(config::xds::ResourceType::Listener, "edge")]);
     assert!(endless.await.unwrap(), "it is cut off although the proxy runs on");
     proxy.idle("shop/v1").await;
+    proxy.stopped().await;
+}
+
+/// A backend that reads a request, answers with `answer` as it is, and closes; and how many requests
+/// it has read.
+async fn rude(answer: &'static [u8]) -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let received = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = std::sync::Arc::clone(&received);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if stream.read(&mut [0; 4_096]).await.unwrap_or(0) > 0 {
+                counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            }
+            _ = stream.write_all(answer).await;
+        }
+    });
+    (address, received)
+}
+
+/// What the access log says of the only request to such a backend, and how often it was received.
+async fn rudely_treated(answer: &'static [u8], of: &str) -> (serde_json::Value, usize, String) {
+    let (address, received) = rude(answer).await;
+    let file = support::temporary("access-log");
+    let control = Control::start().await;
+    control.set(support::shop(&[address]));
+    let log = config::bootstrap::AccessLog::File(file.path.clone());
+    let proxy = Running::start(control.servers(), |s| s.access_log = Some(log)).await;
+    let edge = proxy.listener("edge").await;
+    let mut stream = TcpStream::connect(edge).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut seen = Vec::new();
+    _ = tokio::time::timeout(support::DEADLINE, stream.read_to_end(&mut seen)).await.expect("it closes");
+    eventually("it is counted", async || (proxy.metric(of).await > 0.5).then_some(())).await;
+    proxy.stopped().await;
+    // A stop waits until the log is written.
+    let text = std::fs::read_to_string(&file.path).unwrap();
+    let line: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let received = received.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(line["endpoint"], address.to_string().as_str(), "also after the last attempt");
+    (line, received, String::from_utf8(seen).unwrap())
+}
+
+#[tokio::test]
+async fn a_response_that_breaks_off_is_no_success() {
+    let of = r#"aborted_total{gateway="edge",service="shop",version="v1",reason="upstream"}"#;
+    let (line, received, seen) =
+        rudely_treated(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", of).await;
+    assert!(seen.starts_with("HTTP/1.1 200") && seen.ends_with("abc"), "{seen}");
+    assert_eq!((&line["status"], &line["aborted"], received), (&200.into(), &"upstream".into(), 1));
+}
+
+#[tokio::test]
+async fn a_request_that_kills_fresh_connections_is_repeated_once() {
+    let of = r#"requests_total{gateway="edge",service="shop",version="v1",class="5xx"}"#;
+    let (line, received, seen) = rudely_treated(b"", of).await;
+    assert!(seen.starts_with("HTTP/1.1 502"), "{seen}");
+    assert_eq!((&line["status"], &line["attempts"], received), (&502.into(), &2.into(), 2));
+    assert_eq!(line.get("aborted"), None, "the client got a whole response");
+}
+
+#[tokio::test]
+async fn instances_that_leave_and_close_at_once_fail_no_idempotent_request() {
+    let permanent = Backend::start("permanent").await;
+    let World { control, proxy, edge } = World::start(&[permanent.address]).await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let stopped = stopped.clone();
+            tokio::spawn(async move {
+                let mut connection = Connection::open(edge).await.unwrap();
+                while !*stopped.borrow() {
+                    let answer = connection.get_soon("a.com", "/").await.unwrap();
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                }
+            })
+        })
+        .collect();
+    for cycle in 0..100 {
+        let instance = Backend::start("instance").await;
+        control.set([endpoints("shop/v1", &[permanent.address, instance.address])]);
+        eventually("it is reached", async || (instance.requests() > 0).then_some(())).await;
+        control.set([endpoints("shop/v1", &[permanent.address])]);
+        if cycle % 2 == 0 {
+            control.acknowledged().await;
+        }
+        drop(instance); // with whatever it has accepted
+    }
+    stop.send_replace(true);
+    for client in clients {
+        client.await.unwrap();
+    }
     proxy.stopped().await;
 }

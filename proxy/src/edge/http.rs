@@ -1,8 +1,8 @@
 //! The HTTP engine, on pingora-proxy. It only carries out what [`policy`] decides; the one place
 //! that knows pingora's HTTP types.
 //!
-//! Limits are pingora's own where it has them: 1 MiB and 256 fields a request head in HTTP/1, 64 KiB
-//! of headers and 100 streams a connection in HTTP/2.
+//! Limits are pingora's own where it has them: 256 fields a request head in HTTP/1, 64 KiB of headers
+//! and 100 streams a connection in HTTP/2.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,13 +23,13 @@ use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Sess
 
 use super::{
     downstream::Downstream,
-    policy::{self, Head, Journey, Refusal},
+    policy::{self, Died, Head, Journey, Refusal},
 };
 use crate::{
     access_log::{self, Line},
     cluster::Cluster,
-    load::{EndpointLoad, now_micros},
-    shared::Shared,
+    load::{Aborted, EndpointLoad, now_micros},
+    shared::{Shared, Taken},
 };
 
 /// How long an idle connection to an endpoint is kept.
@@ -42,6 +42,17 @@ const UPSTREAM_PING: Duration = Duration::from_secs(10);
 const POOL: usize = 8_192;
 /// How long a client's HTTP/2 connection may be idle; HTTP/1 has pingora's 60 s.
 const DOWNSTREAM_H2_IDLE: Duration = Duration::from_mins(1);
+
+/// How long an endpoint may neither send nor take anything while a request is with it. What Envoy
+/// allows a stream to be idle by default.
+const UPSTREAM_SILENCE: Duration = Duration::from_mins(5);
+/// How long an endpoint's machine may acknowledge nothing.
+#[cfg(target_os = "linux")]
+const UPSTREAM_UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+/// How long a client may take nothing of a response that waits for it.
+const DOWNSTREAM_WRITE: Duration = Duration::from_mins(1);
+/// How long the rest of a request body that nobody wants is read, to use the connection again.
+const DOWNSTREAM_DRAIN: Duration = Duration::from_secs(10);
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -60,7 +71,11 @@ pub(super) struct Request {
     since: u64,
     journey: Option<Journey>,
     refusal: Option<Refusal>,
+    /// It failed, and the client was told so in a response that is whole.
+    told: bool,
     counted: bool,
+    /// Its place among all requests in flight.
+    taken: Option<Taken>,
 }
 
 impl Engine {
@@ -94,6 +109,7 @@ impl Engine {
     }
 
     fn admit(&self, session: &Session, request: &mut Request) -> Result<(), Refusal> {
+        request.taken = Some(self.shared.requests.admit().ok_or(Refusal::Overloaded)?);
         let head = session.req_header();
         let host = host(head);
         if host.is_empty() && head.version == Version::HTTP_11 {
@@ -107,16 +123,17 @@ impl Engine {
     }
 
     /// Counts the request out; once, whichever way it ended.
-    fn finish(&self, session: &Session, request: &mut Request) {
+    fn finish(&self, session: &Session, request: &mut Request, error: Option<&Error>) {
         if std::mem::replace(&mut request.counted, true) {
             return;
         }
         let status = session.response_written().map_or(0, |response| response.status.as_u16());
         let micros = now_micros().saturating_sub(request.since);
+        let aborted = error.filter(|_| !request.told).map(why_aborted);
         let journey = request.journey.take();
         match &journey {
-            Some(journey) => journey.series().finished(status, micros),
-            None => self.shared.unrouted_of(&self.gateway).finished(status, micros),
+            Some(journey) => journey.series().finished(status, micros, aborted),
+            None => self.shared.unrouted_of(&self.gateway).finished(status, micros, aborted),
         }
         if let Some(log) = &self.shared.access_log {
             let head = session.req_header();
@@ -125,10 +142,11 @@ impl Engine {
                 time: access_log::now(),
                 gateway: Arc::clone(&self.gateway),
                 client: session.client_addr().map(ToString::to_string).unwrap_or_default(),
-                method: head.method.to_string(),
-                host: host(head).to_owned(),
-                path: head.uri.path().to_owned(),
+                method: access_log::cut(head.method.as_str()),
+                host: access_log::cut(host(head)),
+                path: access_log::cut(head.uri.path()),
                 status,
+                aborted,
                 service: journey.as_ref().map_or_else(empty, |j| Arc::clone(&j.version().service)),
                 version: journey.as_ref().map_or_else(empty, |j| Arc::clone(&j.version().version)),
                 endpoint: journey.as_ref().and_then(policy::address).map(|address| address.to_string()),
@@ -137,6 +155,34 @@ impl Engine {
                 bytes_sent: session.body_bytes_sent() as u64,
             });
         }
+    }
+}
+
+/// Who or what cut a response.
+fn why_aborted(error: &Error) -> Aborted {
+    match (error.etype(), error.esource()) {
+        (ErrorType::ReadTimedout | ErrorType::WriteTimedout, _) => Aborted::Timeout,
+        (_, ErrorSource::Downstream) => Aborted::Client,
+        _ => Aborted::Upstream,
+    }
+}
+
+/// What the client is told of an error that is not its endpoint's; `None` when it has gone.
+fn refusal_of(error: &Error) -> Option<Refusal> {
+    use ErrorType::{ConnectionClosed, HTTPStatus, ReadError, ReadTimedout, WriteError, WriteTimedout};
+    match (error.esource(), error.etype()) {
+        (ErrorSource::Downstream, WriteError | WriteTimedout | ReadError | ConnectionClosed) => None,
+        (ErrorSource::Downstream, ReadTimedout) => Some(Refusal::SlowBody),
+        (ErrorSource::Downstream, _) | (_, HTTPStatus(400..=499)) => Some(Refusal::BadRequest),
+        _ => Some(Refusal::Internal),
+    }
+}
+
+/// What the client is told of an error of its endpoint.
+fn upstream_refusal(error: &Error, journey: &Journey) -> Refusal {
+    match error.etype() {
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => journey.timed_out(),
+        _ => journey.broken(),
     }
 }
 
@@ -157,6 +203,8 @@ fn peer(cluster: &Cluster, endpoint: &EndpointLoad) -> HttpPeer {
     options.connection_timeout = Some(cluster.config.connect_timeout);
     options.total_connection_timeout = Some(cluster.config.connect_timeout);
     options.idle_timeout = Some(UPSTREAM_IDLE);
+    options.read_timeout = Some(UPSTREAM_SILENCE);
+    options.write_timeout = Some(UPSTREAM_SILENCE);
     if cluster.config.http2 {
         options.set_http_version(2, 2);
         options.max_h2_streams = UPSTREAM_STREAMS;
@@ -169,7 +217,7 @@ fn peer(cluster: &Cluster, endpoint: &EndpointLoad) -> HttpPeer {
         interval: Duration::from_secs(5),
         count: 5,
         #[cfg(target_os = "linux")]
-        user_timeout: Duration::ZERO,
+        user_timeout: UPSTREAM_UNACKNOWLEDGED,
     });
     peer
 }
@@ -192,7 +240,14 @@ impl ProxyHttp for Engine {
     type CTX = Request;
 
     fn new_ctx(&self) -> Request {
-        Request { since: now_micros(), journey: None, refusal: None, counted: false }
+        Request {
+            since: now_micros(),
+            journey: None,
+            refusal: None,
+            told: false,
+            counted: false,
+            taken: None,
+        }
     }
 
     /// No modules: responses pass as they are.
@@ -203,6 +258,8 @@ impl ProxyHttp for Engine {
         if let Some(stream) = stream {
             stream.head_complete();
         }
+        session.set_write_timeout(Some(DOWNSTREAM_WRITE));
+        session.set_total_drain_timeout(Some(DOWNSTREAM_DRAIN));
         Ok(())
     }
 
@@ -286,7 +343,7 @@ impl ProxyHttp for Engine {
         session: &mut Session,
         mut error: Box<Error>,
         request: &mut Request,
-        _pooled: bool,
+        pooled: bool,
     ) -> Box<Error> {
         use ErrorType::{ConnectionClosed, ReadError, WriteError};
         // "Yes" comes for streams that the endpoint declared unprocessed (RFC 9113 §8.7).
@@ -294,16 +351,21 @@ impl ProxyHttp for Engine {
         let lost = *error.esource() == ErrorSource::Upstream
             && matches!(error.etype(), ConnectionClosed | ReadError | WriteError)
             && session.response_written().is_none();
-        // Pooled or not: an endpoint that leaves may close a connection it has just accepted.
+        let how = match (unprocessed, pooled) {
+            (true, _) => Died::Unprocessed,
+            (false, true) => Died::Reused,
+            // Repeated too: an endpoint that leaves may close a connection it has just accepted.
+            (false, false) => Died::Fresh,
+        };
         let repeatable = lost && policy::is_idempotent(&session.req_header().method);
         let replayable = !session.as_ref().retry_buffer_truncated();
         let journey = request.journey.as_mut();
         let again = (unprocessed || repeatable)
             && replayable
-            && journey.is_some_and(|journey| journey.connection_died(&mut fastrand::Rng::new()));
+            && journey.is_some_and(|journey| journey.connection_died(how, &mut fastrand::Rng::new()));
         error.set_retry(again);
         if !again && *error.esource() == ErrorSource::Upstream {
-            request.refusal = request.journey.as_ref().map(Journey::broken);
+            request.refusal = request.journey.as_ref().map(|journey| upstream_refusal(&error, journey));
         }
         error
     }
@@ -314,31 +376,25 @@ impl ProxyHttp for Engine {
         error: &Error,
         request: &mut Request,
     ) -> FailToProxy {
-        use ErrorType::{ConnectionClosed, HTTPStatus, ReadError, WriteError};
-        let refusal = match (request.refusal.take(), error.esource(), error.etype()) {
-            (Some(refusal), ..) => Some(refusal),
-            (None, ErrorSource::Downstream, WriteError | ReadError | ConnectionClosed) => None,
-            (None, ErrorSource::Downstream, _) | (None, _, HTTPStatus(400..=499)) => {
-                Some(Refusal::BadRequest)
-            }
-            (None, ErrorSource::Upstream, _) => request.journey.as_ref().map(Journey::broken),
-            (None, ..) => Some(Refusal::Internal),
-        };
+        let refusal = request.refusal.take().or_else(|| refusal_of(error));
         session.set_keepalive(None);
         let mut error_code = 0;
         if let Some(refusal) = refusal {
             error_code = refusal.status().as_u16();
             // After a response has begun there is nothing to say but to break off.
             let begun = session.response_written().is_some_and(|r| !r.status.is_informational());
-            if !begun && let Err(error) = respond(session, &refusal).await {
-                tracing::debug!("the client left before it could be told: {error}");
+            if !begun {
+                match respond(session, &refusal).await {
+                    Ok(()) => request.told = true,
+                    Err(error) => tracing::debug!("the client left before it could be told: {error}"),
+                }
             }
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }
 
-    async fn logging(&self, session: &mut Session, _: Option<&Error>, request: &mut Request) {
-        self.finish(session, request);
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, request: &mut Request) {
+        self.finish(session, request, error);
     }
 
     /// Counted in metrics and written to the access log, which say more.
@@ -348,5 +404,51 @@ impl ProxyHttp for Engine {
 
     fn suppress_proxy_warn_log(&self, _: &Session, _: &Request, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_and_logged_by_its_source_and_kind() {
+        use ErrorType::{ConnectionClosed, InvalidHTTPHeader, ReadError, ReadTimedout, WriteTimedout};
+        for (kind, told, aborted) in [
+            (ReadTimedout, Some(Refusal::SlowBody), Aborted::Timeout),
+            (WriteTimedout, None, Aborted::Timeout),
+            (ConnectionClosed, None, Aborted::Client),
+            (InvalidHTTPHeader, Some(Refusal::BadRequest), Aborted::Client),
+        ] {
+            let error = Error::new_down(kind);
+            assert_eq!((refusal_of(&error), why_aborted(&error)), (told, aborted), "{error}");
+        }
+        assert_eq!(Refusal::SlowBody.status(), 408);
+        assert_eq!(refusal_of(&Error::new_in(ErrorType::InternalError)), Some(Refusal::Internal));
+        assert_eq!(why_aborted(&Error::new_up(ReadTimedout)), Aborted::Timeout);
+        assert_eq!(why_aborted(&Error::new_up(ReadError)), Aborted::Upstream);
+    }
+
+    #[test]
+    fn a_silent_endpoint_is_not_waited_for_without_a_bound() {
+        use std::sync::atomic::Ordering;
+
+        use crate::cluster::tests::{assignment, config};
+        let ports = [(1, config::Health::Ready)];
+        let load = Arc::new(crate::load::VersionLoad::new("shop/v1"));
+        let cluster = Cluster::new(config("shop/v1"), load, Some(&assignment("shop/v1", &ports)), None);
+        let options = peer(&cluster, &cluster.endpoints[0].load).options;
+        assert_eq!(options.read_timeout, Some(UPSTREAM_SILENCE));
+        assert_eq!(options.write_timeout, Some(UPSTREAM_SILENCE));
+
+        let journey = Journey::new(Arc::new(cluster), &"edge".into());
+        let refusal = upstream_refusal(&Error::new_up(ErrorType::ReadTimedout), &journey);
+        assert_eq!(
+            (refusal.status().as_u16(), refusal.to_string().as_str()),
+            (504, "an endpoint of shop/v1 did not answer in time")
+        );
+        assert_eq!(journey.series().timeouts.load(Ordering::Relaxed), 1);
+        let broken = upstream_refusal(&Error::new_up(ErrorType::ReadError), &journey);
+        assert_eq!(broken.status(), 502);
     }
 }

@@ -49,8 +49,14 @@ pub(crate) enum Refusal {
     },
     /// The endpoint failed after the request was, or may have been, sent.
     Broken(String),
+    /// The endpoint neither answered nor took more of the request for too long.
+    TimedOut(String),
     /// The client's request cannot be forwarded.
     BadRequest,
+    /// The client let its request body wait for too long.
+    SlowBody,
+    /// The proxy has as many requests in flight as it takes.
+    Overloaded,
     /// A fault of the proxy.
     Internal,
 }
@@ -58,15 +64,17 @@ pub(crate) enum Refusal {
 impl Refusal {
     /// 404 for what does not exist, 503 for what may work in a moment (also connect failures, as
     /// Envoy answers them: nothing was sent, so trying again is safe), 502 for an endpoint that
-    /// broke off.
+    /// broke off, 504 for one that is silent.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::NoHost | Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::UnknownHost(_) | Self::NoRoute(_) => StatusCode::NOT_FOUND,
-            Self::NoCluster(_) | Self::NoEndpoint(_) | Self::Unreachable { .. } => {
+            Self::NoCluster(_) | Self::NoEndpoint(_) | Self::Unreachable { .. } | Self::Overloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Broken(_) => StatusCode::BAD_GATEWAY,
+            Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -89,7 +97,10 @@ impl fmt::Display for Refusal {
             Self::Broken(cluster) => {
                 write!(f, "an endpoint of {cluster} closed the connection or sent no valid response")
             }
+            Self::TimedOut(cluster) => write!(f, "an endpoint of {cluster} did not answer in time"),
             Self::BadRequest => f.write_str("the request is not valid"),
+            Self::SlowBody => f.write_str("the body of the request took too long"),
+            Self::Overloaded => f.write_str("too many requests are in flight"),
             Self::Internal => f.write_str("an error inside the proxy"),
         }
     }
@@ -134,6 +145,21 @@ pub(crate) struct Journey {
     /// Generations of the endpoints that could not be connected to.
     tried: Vec<u64>,
     attempts: u32,
+    /// Where it was sent last; also after the last attempt failed.
+    address: Option<SocketAddr>,
+    /// Whether it was sent again after a fresh connection died under it.
+    repeated: bool,
+}
+
+/// What a connection was that died under a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Died {
+    /// The endpoint says that it did not process the request.
+    Unprocessed,
+    /// It was used before, so most likely the endpoint closed it while it was idle.
+    Reused,
+    /// Made for this request, so the request itself may be what kills its endpoint.
+    Fresh,
 }
 
 impl Journey {
@@ -141,7 +167,16 @@ impl Journey {
     pub(crate) fn new(cluster: Arc<Cluster>, gateway: &Arc<str>) -> Self {
         let series = cluster.load.series(gateway);
         let version = InFlight::start(Arc::clone(&cluster.load));
-        Self { cluster, series, version, endpoint: None, tried: Vec::new(), attempts: 0 }
+        Self {
+            cluster,
+            series,
+            version,
+            endpoint: None,
+            tried: Vec::new(),
+            attempts: 0,
+            address: None,
+            repeated: false,
+        }
     }
 
     /// Picks the first endpoint.
@@ -164,6 +199,7 @@ impl Journey {
         });
         let Some(load) = picked else { return false };
         load.requests.fetch_add(1, Ordering::Relaxed);
+        self.address = Some(load.address);
         self.endpoint = Some(InFlight::start(load));
         self.attempts += 1;
         true
@@ -177,8 +213,13 @@ impl Journey {
     }
 
     /// A connection was lost before any byte of a response. The endpoint itself may be fine, so it
-    /// stays a candidate. `false` when the bound on attempts is reached.
-    pub(crate) fn connection_died(&mut self, rng: &mut fastrand::Rng) -> bool {
+    /// stays a candidate. `false` when the bound on attempts is reached, which is one repetition after
+    /// fresh connections: what kills an endpoint must not be handed to all of them.
+    pub(crate) fn connection_died(&mut self, how: Died, rng: &mut fastrand::Rng) -> bool {
+        if how == Died::Fresh && std::mem::replace(&mut self.repeated, true) {
+            self.endpoint = None;
+            return false;
+        }
         self.retry(rng)
     }
 
@@ -225,11 +266,17 @@ impl Journey {
     pub(crate) fn broken(&self) -> Refusal {
         Refusal::Broken(self.cluster.config.name.clone())
     }
+
+    /// The refusal after an endpoint was silent for too long. It is counted.
+    pub(crate) fn timed_out(&self) -> Refusal {
+        self.series.timeouts.fetch_add(1, Ordering::Relaxed);
+        Refusal::TimedOut(self.cluster.config.name.clone())
+    }
 }
 
-/// The address of an endpoint that is being tried, for people.
+/// The address of the endpoint that was tried last, for people.
 pub(crate) fn address(journey: &Journey) -> Option<SocketAddr> {
-    journey.endpoint().map(|load| load.address)
+    journey.address
 }
 
 /// One request counted in; counts it out when dropped, whatever the way.
@@ -341,9 +388,29 @@ mod tests {
             }
             assert_eq!((seen.len() as u32, journey.attempts()), (expected, expected));
             assert_eq!(journey.endpoint().map(|e| e.address), None);
+            assert_eq!(address(&journey), seen.last().copied(), "the log says where it was last");
             assert_eq!(cluster.load.concurrency.in_flight(), 1);
             drop(journey);
             assert_eq!(cluster.load.concurrency.in_flight(), 0);
+        }
+    }
+
+    #[test]
+    fn a_request_that_may_have_been_received_is_repeated_once_on_fresh_connections() {
+        for (how, expected) in
+            [(Died::Fresh, 1), (Died::Reused, CONNECT_RETRIES), (Died::Unprocessed, CONNECT_RETRIES)]
+        {
+            let live = world(&[(1, Health::Ready), (2, Health::Ready)]);
+            let cluster = routed(&live, "edge", "a.com", "/shop").unwrap();
+            let mut rng = fastrand::Rng::with_seed(4);
+            let mut journey = Journey::new(Arc::clone(&cluster), &"edge".into());
+            journey.begin(&mut rng).unwrap();
+            let mut repetitions = 0;
+            while journey.connection_died(how, &mut rng) {
+                repetitions += 1;
+            }
+            assert_eq!(repetitions, expected, "{how:?}");
+            assert!(cluster.endpoints.iter().all(|e| e.load.concurrency.in_flight() == 0));
         }
     }
 

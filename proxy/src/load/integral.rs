@@ -23,12 +23,12 @@
 //! and `S` and `n` come from one load, so they belong together.
 //!
 //! # Bounds
-//! - At most 2²⁴ − 1 requests in flight on one record. The proxy's bound on connections and streams
-//!   keeps it far below.
+//! - At most 2²⁴ − 1 requests in flight on one record. The proxy takes at most 2¹⁷ at once over all of
+//!   them ([`MAX_REQUESTS`](crate::shared::MAX_REQUESTS)).
 //! - A reader adds up differences modulo 2⁴⁰, taken as signed, because a clock read just before a
 //!   load may be a moment older than a timestamp already in the word. It must therefore read before
 //!   2³⁹ µs·requests have passed: with one read a second ([`FOLD_EVERY`]) that is 549,755 requests
-//!   in flight.
+//!   in flight, four times that bound; so a read may be up to four seconds late.
 //! - Timestamps are whole microseconds, so one request is measured to ±1 µs, without bias.
 
 use std::{

@@ -107,18 +107,41 @@ impl VersionLoad {
     }
 }
 
+/// Why a client did not get a response to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Aborted {
+    /// The endpoint broke off.
+    Upstream,
+    /// The client left.
+    Client,
+    /// One of them was silent for too long.
+    Timeout,
+}
+
+impl Aborted {
+    /// All of them, with the names they are shown by.
+    pub(crate) const NAMES: [(Self, &'static str); 3] =
+        [(Self::Upstream, "upstream"), (Self::Client, "client"), (Self::Timeout, "timeout")];
+}
+
 /// Counters of the requests of one version through one gateway.
 #[derive(Debug)]
 pub(crate) struct Series {
     pub(crate) gateway: Arc<str>,
-    /// Finished requests by class of status: 1xx to 5xx, and at 0 those that got no response
-    /// because the client left.
-    pub(crate) classes: [AtomicU64; 6],
+    /// Finished requests by class of status: 1xx to 5xx, at 0 those that got no response because the
+    /// client left, and at 6 those whose response was cut by anyone but the client, whatever its
+    /// status had promised.
+    pub(crate) classes: [AtomicU64; 7],
+    /// Responses that were cut, in the order of [`Aborted::NAMES`].
+    pub(crate) aborted: [AtomicU64; 3],
     pub(crate) durations: Histogram,
     /// Attempts beyond the first.
     pub(crate) retries: AtomicU64,
     /// Requests refused because no endpoint was ready.
     pub(crate) no_endpoint: AtomicU64,
+    /// Requests that an endpoint did not answer in time.
+    pub(crate) timeouts: AtomicU64,
 }
 
 impl Series {
@@ -126,16 +149,25 @@ impl Series {
         Self {
             gateway,
             classes: Default::default(),
+            aborted: Default::default(),
             durations: Histogram::default(),
             retries: AtomicU64::new(0),
             no_endpoint: AtomicU64::new(0),
+            timeouts: AtomicU64::new(0),
         }
     }
 
     /// A request ended with `status` (0: none was sent) after `micros`.
-    pub(crate) fn finished(&self, status: u16, micros: u64) {
-        let class = usize::from(status / 100);
-        self.classes[if class < 6 { class } else { 0 }].fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn finished(&self, status: u16, micros: u64, aborted: Option<Aborted>) {
+        let class = match (aborted, usize::from(status / 100)) {
+            (Some(Aborted::Upstream | Aborted::Timeout), 1..) => 6,
+            (_, class @ ..6) => class,
+            _ => 0,
+        };
+        self.classes[class].fetch_add(1, Ordering::Relaxed);
+        if let Some(aborted) = aborted {
+            self.aborted[aborted as usize].fetch_add(1, Ordering::Relaxed);
+        }
         self.durations.record(micros);
     }
 }
@@ -239,5 +271,19 @@ mod tests {
         let made = records.version(&name);
         records.prune(|_| false, |_| true); // by a table from before
         assert!(Arc::ptr_eq(&made, &records.version(&name)), "an update never resets what is in flight");
+    }
+    #[test]
+    fn a_response_that_was_cut_is_no_success() {
+        let series = Series::new("edge".into());
+        series.finished(200, 1, None);
+        series.finished(200, 1, Some(Aborted::Client));
+        series.finished(200, 1, Some(Aborted::Upstream));
+        series.finished(200, 1, Some(Aborted::Timeout));
+        series.finished(0, 1, Some(Aborted::Client));
+        let read = |counters: &[AtomicU64]| -> Vec<u64> {
+            counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect()
+        };
+        assert_eq!(read(&series.classes), [1, 0, 2, 0, 0, 0, 2]);
+        assert_eq!(read(&series.aborted), [1, 2, 1]);
     }
 }
