@@ -8,7 +8,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use config::xds::{ResourceType, content_version};
@@ -23,8 +23,10 @@ use super::cache::HeldMap;
 use crate::metrics::XdsStats;
 
 const MAGIC: &str = "sluicegate-last-good 1";
-/// At most one write in this time.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Pause after a write: at least the first, at most the last, between them [`PAUSE_FACTOR`] times
+/// what the write took, so that a large state under churn does not keep the disk busy.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+const PAUSE_FACTOR: u32 = 10;
 /// Largest file that is read, in bytes.
 const MAX_SIZE: u64 = 1 << 30;
 
@@ -40,18 +42,27 @@ pub(crate) enum LoadError {
 }
 
 /// Hands states to the task that writes them.
-pub(crate) struct Saver(watch::Sender<Option<[HeldMap; 4]>>);
+pub(crate) struct Saver {
+    states: watch::Sender<Option<[HeldMap; 4]>>,
+    /// Dropping it ends the pause: the last state is written at once.
+    _alive: watch::Sender<()>,
+}
 
 impl Saver {
     /// A saver to `path`, and the task that does the writing; it ends after the saver is dropped and
     /// the last state is written.
     pub(crate) fn new(path: PathBuf, stats: Arc<XdsStats>) -> (Self, impl Future<Output = ()> + Send) {
-        let (sender, mut receiver) = watch::channel(None);
+        let (states, mut receiver) = watch::channel(None);
+        let (alive, mut gone) = watch::channel(());
         let write = async move {
+            let stale = path.clone();
+            // Best effort: they only take space.
+            let _ = tokio::task::spawn_blocking(move || remove_stale(&stale)).await;
             while receiver.changed().await.is_ok() {
                 let state: Option<[HeldMap; 4]> = receiver.borrow_and_update().clone();
                 let Some(state) = state else { continue };
                 let path = path.clone();
+                let began = Instant::now();
                 let written = tokio::task::spawn_blocking(move || save(&path, &state)).await;
                 match written {
                     Ok(Ok(())) => _ = stats.last_good_writes.fetch_add(1, Ordering::Relaxed),
@@ -61,28 +72,59 @@ impl Saver {
                     }
                     Err(error) => tracing::error!("saving the last good configuration failed: {error}"),
                 }
-                tokio::time::sleep(PAUSE).await;
+                let _ = tokio::time::timeout(pause_after(began.elapsed()), gone.changed()).await;
             }
         };
-        (Self(sender), write)
+        (Self { states, _alive: alive }, write)
     }
 
     /// Saves `state` soon; a later one replaces it.
     pub(crate) fn save(&self, state: [HeldMap; 4]) {
-        self.0.send_replace(Some(state));
+        self.states.send_replace(Some(state));
     }
+}
+
+fn pause_after(write: Duration) -> Duration {
+    write.saturating_mul(PAUSE_FACTOR).clamp(PAUSE.0, PAUSE.1)
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn temporary_of(path: &Path, process: u32) -> PathBuf {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{process}.tmp"));
+    temporary.into()
+}
+
+/// Removes what processes left that were killed while they wrote `path`.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory_of(path))? {
+        let name = entry?.file_name();
+        let process = name.to_str().and_then(|name| {
+            let own = path.file_name()?.to_str()?;
+            name.strip_prefix(own)?.strip_prefix('.')?.strip_suffix(".tmp")?.parse::<u32>().ok()
+        });
+        // Ours cannot be in use yet: nothing was written. Another one's may.
+        let runs = |process: u32| {
+            process != std::process::id() && Path::new("/proc").join(process.to_string()).exists()
+        };
+        if let Some(process) = process.filter(|process| !runs(*process)) {
+            fs::remove_file(temporary_of(path, process))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes `state` to `path` so that a reader sees the old file or the new one.
 fn save(path: &Path, state: &[HeldMap; 4]) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let directory = directory_of(path);
     fs::create_dir_all(directory)?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = PathBuf::from(temporary);
+    let temporary = temporary_of(path, std::process::id());
     let written = write_new(&temporary, &encode(state)).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // Best effort: the error that matters is the one returned.
@@ -193,5 +235,31 @@ mod tests {
             assert!(decode(&good[..at]).is_err(), "seed {seed}: cut at {at}");
         }
         assert!(decode(b"").is_err());
+    }
+
+    #[test]
+    fn a_slow_write_is_followed_by_a_longer_pause() {
+        let pauses = [1, 50, 60_000].map(|ms| pause_after(Duration::from_millis(ms)));
+        assert_eq!(pauses, [PAUSE.0, Duration::from_millis(500), PAUSE.1]);
+    }
+
+    #[tokio::test]
+    async fn what_killed_processes_left_is_removed_and_the_last_state_is_written() {
+        let directory = std::env::temp_dir().join(format!("sluicegate-stale-{}", fastrand::u64(..)));
+        fs::create_dir(&directory).unwrap();
+        let path = directory.join("last-good");
+        let init = temporary_of(&path, 1); // of a process that runs
+        let stale = temporary_of(&path, u32::MAX); // of none
+        let foreign = directory.join("other.7.tmp");
+        for file in [&init, &stale, &foreign] {
+            fs::write(file, "x").unwrap();
+        }
+        let (saver, saving) = Saver::new(path.clone(), Arc::default());
+        saver.save(state());
+        drop(saver);
+        saving.await;
+        assert_eq!([&path, &init, &stale, &foreign].map(|file| file.exists()), [true, true, false, true]);
+        assert_eq!(load(&path).unwrap().len(), 4);
+        fs::remove_dir_all(&directory).unwrap();
     }
 }
