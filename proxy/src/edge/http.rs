@@ -78,6 +78,16 @@ pub(super) struct Request {
     taken: Option<Taken>,
 }
 
+impl Drop for Request {
+    /// Counts a request that was cut off where it was, when the time to drain ran out.
+    fn drop(&mut self) {
+        if let Some(journey) = self.journey.take_if(|_| !self.counted) {
+            let micros = now_micros().saturating_sub(self.since);
+            journey.series().finished(0, micros, Some(Aborted::Timeout));
+        }
+    }
+}
+
 impl Engine {
     /// pingora's proxy around an engine.
     pub(super) fn build(
@@ -427,6 +437,26 @@ mod tests {
         assert_eq!(refusal_of(&Error::new_in(ErrorType::InternalError)), Some(Refusal::Internal));
         assert_eq!(why_aborted(&Error::new_up(ReadTimedout)), Aborted::Timeout);
         assert_eq!(why_aborted(&Error::new_up(ReadError)), Aborted::Upstream);
+    }
+
+    #[test]
+    fn a_request_that_is_cut_off_by_a_drain_is_counted() {
+        use std::sync::atomic::Ordering;
+
+        let load = Arc::new(crate::load::VersionLoad::new("shop/v1"));
+        let cluster = Cluster::new(crate::cluster::tests::config("shop/v1"), Arc::clone(&load), None, None);
+        let journey = Journey::new(Arc::new(cluster), &"edge".into());
+        let series = Arc::clone(journey.series());
+        drop(Request {
+            since: now_micros(),
+            journey: Some(journey),
+            refusal: None,
+            told: false,
+            counted: false,
+            taken: None,
+        });
+        assert_eq!(series.aborted[Aborted::Timeout as usize].load(Ordering::Relaxed), 1);
+        assert_eq!(load.concurrency.in_flight(), 0);
     }
 
     #[test]

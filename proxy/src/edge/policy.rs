@@ -142,7 +142,7 @@ pub(crate) struct Journey {
     series: Arc<Series>,
     version: InFlight<VersionLoad>,
     endpoint: Option<InFlight<EndpointLoad>>,
-    /// Generations of the endpoints that could not be connected to.
+    /// Generations of the endpoints that failed it.
     tried: Vec<u64>,
     attempts: u32,
     /// Where it was sent last; also after the last attempt failed.
@@ -212,14 +212,20 @@ impl Journey {
         self.retry(rng)
     }
 
-    /// A connection was lost before any byte of a response. The endpoint itself may be fine, so it
-    /// stays a candidate. `false` when the bound on attempts is reached, which is one repetition after
+    /// A connection was lost before any byte of a response. Another endpoint is preferred; but this one
+    /// may be fine, so it is taken again when there is no other. `false` when the bound on attempts is reached, which is one repetition after
     /// fresh connections: what kills an endpoint must not be handed to all of them.
     pub(crate) fn connection_died(&mut self, how: Died, rng: &mut fastrand::Rng) -> bool {
         if how == Died::Fresh && std::mem::replace(&mut self.repeated, true) {
             self.endpoint = None;
             return false;
         }
+        let tried = self.tried.len();
+        self.tried.extend(self.endpoint.as_ref().map(|endpoint| endpoint.0.generation));
+        if self.retry(rng) {
+            return true;
+        }
+        self.tried.truncate(tried);
         self.retry(rng)
     }
 
@@ -405,8 +411,10 @@ mod tests {
             let mut rng = fastrand::Rng::with_seed(4);
             let mut journey = Journey::new(Arc::clone(&cluster), &"edge".into());
             journey.begin(&mut rng).unwrap();
+            let first = address(&journey);
             let mut repetitions = 0;
             while journey.connection_died(how, &mut rng) {
+                assert!(repetitions > 0 || address(&journey) != first, "another one is preferred");
                 repetitions += 1;
             }
             assert_eq!(repetitions, expected, "{how:?}");
