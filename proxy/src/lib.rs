@@ -1,8 +1,9 @@
 //! The data plane of Sluicegate: an edge proxy that follows any standard xDS server.
 //!
 //! # Rooms
-//! - `xds`: the client. `cache` (pure: responses → changes, then ACK or NACK), `client` (stream,
-//!   reconnect, failover), `last_good` (the file that stands in when no server answers).
+//! - `xds`: the client. `cache` (pure: responses → changes, then ACK or NACK), `client` (the stream),
+//!   `servers` (pure: failover and back-off), `last_good` (the file that stands in when no server
+//!   gives a configuration).
 //! - `table`: the routing table, one immutable value behind one `ArcSwap`; made of `route`
 //!   (host, path, headers → split) and `cluster` (a version and its endpoints).
 //! - `balance`: choosing a version and an endpoint. `load`: what is in flight, exactly, over time.

@@ -134,12 +134,21 @@ struct ListenerState {
     staged: Option<(ListenerConfig, Instant)>,
     /// Outcome of the last attempt to listen as `live` says.
     bound: Option<Result<(), String>>,
+    /// Routes of what was bound last, which goes on when its successor cannot be bound.
+    serves: Option<String>,
 }
 
 impl ListenerState {
     /// Whether what the server wants could not be bound.
     fn is_refused(&self) -> bool {
         self.staged.is_none() && matches!(self.bound, Some(Err(_)))
+    }
+
+    /// The routes that it uses or is going to use.
+    fn route_configs(&self) -> impl Iterator<Item = &str> {
+        let staged = self.staged.as_ref().map(|(config, _)| config);
+        let configs = staged.into_iter().chain(&self.live).map(|config| config.route_config.as_str());
+        configs.chain(self.serves.as_deref())
     }
 }
 
@@ -211,7 +220,7 @@ impl Cache {
     }
 
     /// How it went with the listeners of an update: each one's name, and why it could not be bound.
-    /// Says what to send (listeners are acknowledged when they are bound), and whether there is
+    /// Says what to publish, what to send (listeners are acknowledged when they are bound), and whether there is
     /// something to save.
     pub(crate) fn on_listeners<'a>(
         &mut self,
@@ -219,14 +228,26 @@ impl Cache {
         now: Instant,
     ) -> Update {
         let mut update = Update::default();
+        let mut moved = false;
         for (name, outcome) in outcomes {
             let Some(listener) = self.listeners.get_mut(name) else { continue };
             // With another one staged, what is held is not what was bound; that one's turn comes.
             let current = outcome.is_ok() && listener.staged.is_none();
+            if outcome.is_ok() {
+                let serves = listener.live.as_ref().map(|live| live.route_config.clone());
+                moved |= listener.serves != serves;
+                listener.serves = serves;
+            }
             listener.bound = Some(outcome);
             if current {
                 update.changed |= self.keep_listener(name);
             }
+        }
+        if moved {
+            // Only now does nothing use the routes from before.
+            self.drop_unwanted_routes(&mut update);
+            self.drop_retired_clusters(&mut update);
+            self.resubscribe(&mut update);
         }
         self.release(now, &mut update);
         update

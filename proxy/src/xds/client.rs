@@ -329,6 +329,7 @@ impl Client {
         let outcomes = outcomes.iter().map(|(name, outcome)| (name.as_str(), outcome.clone()));
         let update = self.cache.on_listeners(outcomes, Instant::now());
         self.unsaved |= update.changed;
+        self.shared.live.publish(update.removals);
         update.requests
     }
 

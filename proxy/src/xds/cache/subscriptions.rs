@@ -9,11 +9,7 @@ use crate::xds::wire;
 
 impl Cache {
     pub(super) fn wants_routes(&self, name: &str) -> bool {
-        let configs = |l: &ListenerState| {
-            let staged = l.staged.as_ref().is_some_and(|(config, _)| config.route_config == name);
-            staged || l.live.as_ref().is_some_and(|config| config.route_config == name)
-        };
-        self.listeners.values().any(configs)
+        self.listeners.values().flat_map(ListenerState::route_configs).any(|wanted| wanted == name)
     }
 
     /// The names to be subscribed to; none for types that are followed as a whole.
@@ -22,10 +18,7 @@ impl Cache {
             ResourceType::Cluster | ResourceType::Listener => BTreeSet::new(),
             ResourceType::LoadAssignment => self.followers.keys().cloned().collect(),
             ResourceType::RouteConfiguration => {
-                let staged =
-                    self.listeners.values().filter_map(|l| l.staged.as_ref().map(|(config, _)| config));
-                let live = self.listeners.values().filter_map(|l| l.live.as_ref());
-                staged.chain(live).map(|config| config.route_config.as_str().into()).collect()
+                self.listeners.values().flat_map(ListenerState::route_configs).map(Arc::from).collect()
             }
         }
     }

@@ -106,7 +106,9 @@ impl World {
                 let failed = self.unbindable.contains(&l.name);
                 (l.name.as_str(), if failed { Err("address in use".to_owned()) } else { Ok(()) })
             });
-            requests.extend(self.cache.on_listeners(outcomes, now).requests);
+            let bound = self.cache.on_listeners(outcomes, now);
+            requests.extend(bound.requests);
+            self.publish(bound.removals);
             self.listeners = listeners;
         }
         self.publish(update.removals);
@@ -315,6 +317,37 @@ fn what_is_saved_of_a_listener_is_what_was_bound_last() {
 
     world.respond(now, &[], &[(ResourceType::Listener, "edge")]);
     assert_eq!(saved(&world), None);
+}
+
+/// Listener `edge` that is to use the routes `side`.
+fn moved_listener(port: u16) -> Encoded {
+    let (kind, name, mut value) = listener("edge", port);
+    let at: Vec<usize> = (0..value.len() - 3).filter(|&i| value[i..].starts_with(b"edge")).collect();
+    let to_side = at.iter().find(|&&i| {
+        let mut other = value.clone();
+        other[i..i + 4].copy_from_slice(b"side");
+        decode_listener(&other).is_ok_and(|l| l.name == "edge" && l.route_config == "side")
+    });
+    let at = *to_side.expect("the name of its routes is in it");
+    value[at..at + 4].copy_from_slice(b"side");
+    (kind, name, value)
+}
+
+#[test]
+fn what_goes_on_because_its_successor_cannot_be_bound_keeps_its_routes() {
+    let now = Instant::now();
+    let mut world = running(now);
+    world.unbindable.push("edge".into());
+    world.respond(now, &[moved_listener(81)], &[]);
+    world.respond(now, &[routes("side", &["v1"])], &[]);
+    assert_eq!((world.live_versions("edge").len(), world.live_versions("side").len()), (1, 1));
+    assert!(world.cache.last_good()[ResourceType::RouteConfiguration.index()].contains_key("edge"));
+
+    let update = world.cache.on_listeners([("edge", Ok(()))], now);
+    let unsubscribed: Vec<_> = update.requests.iter().flat_map(|r| &r.resource_names_unsubscribe).collect();
+    assert_eq!(unsubscribed, ["edge"]);
+    world.publish(update.removals);
+    assert!(world.live_versions("edge").is_empty() && world.live_versions("side").len() == 1);
 }
 
 #[test]
