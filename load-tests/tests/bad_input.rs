@@ -228,6 +228,26 @@ async fn split_if_match(api: SocketAddr, revision: u64) -> String {
     exchange(api, request.as_bytes()).await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_another_site_cannot_use_the_api_through_a_browser() {
+    let server = Server::start().await;
+    let api = server.api.address();
+    let text = manifest("127.0.0.1:0", &[("v1", 1)]);
+    let from = |origin: &str| {
+        let length = text.len();
+        let head =
+            format!("POST /v1/apply HTTP/1.1\r\nhost: {api}\r\norigin: {origin}\r\nconnection: close\r\n");
+        format!("{head}content-type: text/plain\r\ncontent-length: {length}\r\n\r\n{text}")
+    };
+    for origin in ["https://evil.example", "null", "http://127.0.0.1:1"] {
+        let answer = exchange(api, from(origin).as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{origin}: {answer}");
+    }
+    assert_eq!(server.api.get("/v1/services").await["revision"], 0);
+    let own = exchange(api, from(&format!("http://{api}")).as_bytes()).await;
+    assert!(own.starts_with("HTTP/1.1 200"), "{own}");
+}
+
 /// Sends bytes, and reads until the other side closes or is silent for a while.
 async fn exchange(to: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(to).await.unwrap();

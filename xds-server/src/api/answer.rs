@@ -16,6 +16,7 @@ pub(super) enum ApiError {
     Refused(Refusal),
     TooLarge(usize),
     Timeout,
+    ForeignPage,
 }
 
 impl From<Refusal> for ApiError {
@@ -41,6 +42,7 @@ impl ApiError {
             Self::Refused(Refusal::Busy(_)) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             Self::Timeout => (StatusCode::REQUEST_TIMEOUT, "timeout"),
+            Self::ForeignPage => (StatusCode::FORBIDDEN, "forbidden"),
         }
     }
 }
@@ -71,6 +73,11 @@ impl IntoResponse for ApiError {
             Self::TooLarge(limit) => ErrorBody {
                 code: code.to_owned(),
                 message: format!("the body is larger than {limit} bytes; apply fewer documents at once"),
+                details: Vec::new(),
+            },
+            Self::ForeignPage => ErrorBody {
+                code: code.to_owned(),
+                message: "a page of another site may not use this API".to_owned(),
                 details: Vec::new(),
             },
             Self::Timeout => ErrorBody {

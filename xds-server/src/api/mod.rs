@@ -69,6 +69,7 @@ fn router(api: Api) -> Router {
         .route("/metrics", get(watch::metrics))
         .fallback(answer::no_such_page)
         .method_not_allowed_fallback(answer::no_such_method)
+        .layer(axum::middleware::from_fn(request::no_foreign_page))
         // Each handler reads its body within its own bound.
         .layer(DefaultBodyLimit::disable())
         .layer(Extension(endpoints::Holds::default()))

@@ -4,8 +4,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{FromRequestParts, Path},
-    http::{HeaderMap, header, request::Parts},
+    extract::{FromRequestParts, Path, Request},
+    http::{HeaderMap, HeaderValue, header, request::Parts},
+    middleware::Next,
+    response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -24,6 +26,24 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const DEFAULT_WAIT: Duration = Duration::from_secs(2);
 /// The longest it may ask for.
 const MAX_WAIT: Duration = Duration::from_mins(5);
+
+/// Refuses what a page of another site sends through somebody's browser: the API has no
+/// authentication, and a browser on this machine reaches loopback (RFC 6454 §7, `Origin`).
+pub(super) async fn no_foreign_page(request: Request, next: Next) -> Response {
+    if is_foreign(request.headers()) {
+        ApiError::ForeignPage.into_response()
+    } else {
+        next.run(request).await
+    }
+}
+
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    text(header::ORIGIN).is_some_and(|origin| {
+        let authority = origin.split_once("://").map(|(_, authority)| authority);
+        authority.is_none() || authority != text(header::HOST)
+    })
+}
 
 /// The peer of a connection, put into each of its requests.
 #[derive(Clone, Copy, Debug)]
