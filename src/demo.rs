@@ -20,7 +20,7 @@ use script::Script;
 use stage::Stage;
 
 /// Longer than this and something hangs.
-const LIMIT: Duration = Duration::from_mins(1);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// See all of it in ten seconds: instances, shifts of traffic, a kill -9, and what each costs
 #[derive(Args)]

@@ -23,7 +23,7 @@ const ENOUGH: u64 = 8_000;
 /// How many show that nothing has broken.
 const A_FEW: u64 = 3_000;
 /// A slow machine is not waited for longer than this.
-const LONGEST_WINDOW: Duration = Duration::from_secs(4);
+const LONGEST_WINDOW: Duration = Duration::from_secs(12);
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(500);
 /// How fast a change must reach the traffic.
