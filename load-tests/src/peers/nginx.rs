@@ -1,6 +1,10 @@
 //! nginx (Debian's `nginx`), changed by a new configuration file and a reload.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use tokio::{net::TcpStream, process::Command};
 
@@ -39,6 +43,19 @@ impl Nginx {
         command.arg("-p").arg(self.directory.path()).args(["-c", "nginx.conf", "-s", "reload"]);
         let output = command.output().await.unwrap();
         assert!(output.status.success(), "nginx: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Nginx {
+    /// Its workers outlive a master that is killed, so it is told to stop and waited for.
+    fn drop(&mut self) {
+        let mut command = std::process::Command::new(&self.binary);
+        command.arg("-p").arg(self.directory.path()).args(["-c", "nginx.conf", "-s", "stop"]);
+        let _ = command.output();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.directory.join("nginx.pid").exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
