@@ -48,6 +48,11 @@ async fn follows_endpoints_and_splits(variant: Variant) {
     let half = Traffic::run(gateway, 4, 4_000).await;
     assert!((half.share("v2") - 50.0).abs() < 5.0, "{half:?}");
     shift(json!({"v2": 1})).await;
+    // Envoy acknowledges when its main thread has a change; its workers follow a moment later.
+    until("Envoy's workers to have the shift", SOON, async || {
+        (Traffic::run(gateway, 4, 50).await.share("v2") >= 100.0).then_some(())
+    })
+    .await;
     let all_v2 = Traffic::run(gateway, 4, 500).await;
     assert_eq!((all_v2.failures, all_v2.share("v2")), (0, 100.0), "{all_v2:?}");
 
@@ -58,8 +63,10 @@ async fn follows_endpoints_and_splits(variant: Variant) {
     let path = format!("{}?wait=applied&timeout=10s", load_tests::api::endpoint_path("shop/v2", "c"));
     let removed = server.api.json(hyper::Method::DELETE, &path, &serde_json::Value::Null).await.ok();
     assert_eq!(removed["applied"]["complete"], true, "{removed}");
-    until("what was on its way", SOON, async || {
-        (second.hits.in_flight.load(std::sync::atomic::Ordering::SeqCst) == 0).then_some(())
+    until("Envoy's workers to have the removal", SOON, async || {
+        let before = second.hits.count();
+        Traffic::run(gateway, 4, 50).await;
+        (second.hits.count() == before).then_some(())
     })
     .await;
     second.hits.forget();
