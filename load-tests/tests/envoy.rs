@@ -38,7 +38,7 @@ async fn follows_endpoints_and_splits(variant: Variant) {
     // All to v1, then half, then all to v2: no request lost on the way.
     let all_v1 = Traffic::run(gateway, 4, 500).await;
     assert_eq!((all_v1.failures, all_v1.share("v1")), (0, 100.0), "{all_v1:?}");
-    let traffic = Traffic::start(gateway, 4);
+    let traffic = Traffic::start(gateway, 1);
     let shift = async |weights| {
         let path = "/v1/services/shop/split?wait=applied&timeout=10s";
         let answer = server.api.json(hyper::Method::PUT, path, &json!({"weights": weights})).await.ok();
