@@ -4,7 +4,10 @@ use std::{fmt, net::SocketAddr, str::FromStr};
 
 use serde::{Serialize, Serializer};
 
-use crate::name::{GatewayName, RouteName, ServiceName};
+use crate::{
+    name::{GatewayName, RouteName, ServiceName},
+    tls::GatewayTls,
+};
 
 /// An edge listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -13,6 +16,9 @@ pub struct Gateway {
     pub name: GatewayName,
     /// Where every proxy listens. Port 0 lets each proxy choose a free port, which its admin shows.
     pub listen: SocketAddr,
+    /// How it terminates TLS; without it, it speaks HTTP in the clear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<GatewayTls>,
 }
 
 /// Rules from a gateway to services, for some hosts.

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{
     name::{ClusterName, ServiceName, VersionName},
     split::Split,
+    tls::UpstreamTls,
 };
 
 /// What clients call. At least one version; the split names only versions that exist.
@@ -16,6 +17,10 @@ pub struct Service {
     pub name: ServiceName,
     /// What its instances speak.
     pub protocol: Protocol,
+    /// How its instances are reached over TLS; without it, they are spoken to in the clear. Never with
+    /// [`Protocol::Tcp`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<UpstreamTls>,
     /// Its releases.
     pub versions: BTreeMap<VersionName, Version>,
     /// How its traffic divides.
@@ -44,9 +49,9 @@ pub enum Protocol {
     /// HTTP/1.1.
     #[default]
     Http,
-    /// HTTP/2 without TLS, with prior knowledge (RFC 9113 §3.3).
+    /// HTTP/2 with prior knowledge (RFC 9113 §3.3); negotiated by ALPN when the service has TLS.
     H2c,
-    /// gRPC over HTTP/2 without TLS.
+    /// gRPC over such HTTP/2.
     Grpc,
     /// Bytes. No HTTP route can lead to it.
     Tcp,

@@ -38,6 +38,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/config_dump", get(config_dump))
         .route("/clusters", get(clusters))
         .route("/listeners", get(listeners))
+        .route("/certificates", get(certificates))
         .route("/readyz", get(readyz))
         .route("/healthz", get(async || "ok\n"))
         .with_state(shared)
@@ -60,6 +61,12 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> (StatusCode, String) {
 
 async fn listeners(State(shared): State<Arc<Shared>>) -> Json<Vec<ListenerView>> {
     Json(Vec::clone(&shared.listeners.load()))
+}
+
+/// What listeners show to clients, and whom endpoints are verified by.
+async fn certificates(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let tls = &shared.live.tls;
+    Json(json!({"certificates": tls.certificates(), "authorities": tls.authorities()}))
 }
 
 #[derive(Serialize)]

@@ -1,15 +1,21 @@
 //! One version as a request sees it: how to talk to it, and its endpoints. Immutable.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
 use config::{
     Health,
+    tls::UpstreamTls,
     xds::{assignment::Assignment, cluster::ClusterConfig},
 };
 
 use crate::{
     balance::p2c::Candidates,
     load::{EndpointLoad, VersionLoad},
+    tls::{Alpn, ClientTls, Tls},
 };
 
 /// A cluster and its endpoints.
@@ -18,7 +24,46 @@ pub(crate) struct Cluster {
     pub(crate) config: Arc<ClusterConfig>,
     pub(crate) load: Arc<VersionLoad>,
     pub(crate) endpoints: Vec<Endpoint>,
+    /// How to speak TLS to the endpoints; they are spoken to in clear without.
+    pub(crate) tls: Option<Arc<ClusterTls>>,
     ready: Candidates,
+}
+
+/// TLS to the endpoints of a cluster.
+#[derive(Debug)]
+pub(crate) struct ClusterTls {
+    wanted: UpstreamTls,
+    alpn: Alpn,
+    /// Missing as long as the authorities cannot be read: nothing is connected to then.
+    client: OnceLock<Arc<ClientTls>>,
+}
+
+impl ClusterTls {
+    pub(crate) fn new(wanted: UpstreamTls, http2: bool) -> Self {
+        let alpn = if http2 { Alpn::Http2 } else { Alpn::Http1 };
+        Self { wanted, alpn, client: OnceLock::new() }
+    }
+
+    /// What to connect with.
+    pub(crate) fn client(&self) -> Option<&Arc<ClientTls>> {
+        self.client.get()
+    }
+
+    /// Tries to get it, unless it is there. Reads files, unless another cluster uses the same.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    pub(crate) fn prepare(&self, tls: &Tls) -> Result<(), String> {
+        if self.client.get().is_none() {
+            let client = tls.client(&self.wanted, self.alpn).map_err(|error| error.to_string())?;
+            _ = self.client.set(client); // another thread may have been faster
+        }
+        Ok(())
+    }
+
+    fn is_for(&self, config: &ClusterConfig) -> bool {
+        config.tls.as_ref() == Some(&self.wanted) && config.http2 == (self.alpn == Alpn::Http2)
+    }
 }
 
 /// One endpoint of a cluster.
@@ -59,19 +104,29 @@ impl Cluster {
             .collect();
         let ready = (0..).zip(&endpoints).filter(|(_, e)| e.health == Health::Ready);
         let ready = Candidates::new(ready.map(|(i, e)| (i, e.weight)));
-        Self { config, load, endpoints, ready }
+        let kept = before.and_then(|before| before.tls.clone()).filter(|tls| tls.is_for(&config));
+        let tls = kept.or_else(|| {
+            let wanted = config.tls.clone()?;
+            Some(Arc::new(ClusterTls::new(wanted, config.http2)))
+        });
+        Self { config, load, endpoints, tls, ready }
     }
 
-    /// Picks a ready endpoint whose generation is not in `tried`.
-    pub(crate) fn pick(&self, tried: &[u64], rng: &mut fastrand::Rng) -> Option<&Endpoint> {
+    /// Picks a ready endpoint whose generation is not in `tried`; returns its index.
+    pub(crate) fn pick(&self, tried: &[u64], rng: &mut fastrand::Rng) -> Option<u32> {
         let at = |i: u32| &self.endpoints[i as usize];
         let in_flight = |i: u32| at(i).load.concurrency.in_flight();
         if tried.is_empty() {
-            return self.ready.pick(in_flight, rng).map(at);
+            return self.ready.pick(in_flight, rng);
         }
         // Only a retry comes here, so that the cost of looking at each does not matter.
         let untried = self.ready.indices().filter(|&i| !tried.contains(&at(i).load.generation));
-        Candidates::new(untried.map(|i| (i, at(i).weight))).pick(in_flight, rng).map(at)
+        Candidates::new(untried.map(|i| (i, at(i).weight))).pick(in_flight, rng)
+    }
+
+    /// An endpoint that [`Self::pick`] picked.
+    pub(crate) fn endpoint(&self, picked: u32) -> &Endpoint {
+        &self.endpoints[picked as usize]
     }
 
     /// How many endpoints take requests.
@@ -104,6 +159,7 @@ pub(crate) mod tests {
             assignment: name.into(),
             http2: false,
             connect_timeout: Duration::from_secs(1),
+            tls: None,
         })
     }
 
@@ -132,8 +188,8 @@ pub(crate) mod tests {
         let seed = 5;
         let mut rng = fastrand::Rng::with_seed(seed);
         for _ in 0..200 {
-            let first = cluster.pick(&[], &mut rng).unwrap();
-            let second = cluster.pick(&[first.load.generation], &mut rng).unwrap();
+            let first = cluster.endpoint(cluster.pick(&[], &mut rng).unwrap());
+            let second = cluster.endpoint(cluster.pick(&[first.load.generation], &mut rng).unwrap());
             assert_ne!(first.load.address, second.load.address, "seed {seed}");
             assert!([1, 3].contains(&first.load.address.port()), "seed {seed}");
             assert!(cluster.pick(&[first.load.generation, second.load.generation], &mut rng).is_none());

@@ -7,12 +7,13 @@
 //! - `table`: the routing table, one immutable value behind one `ArcSwap`; made of `route`
 //!   (host, path, headers → split) and `cluster` (a version and its endpoints).
 //! - `balance`: choosing a version and an endpoint. `load`: what is in flight, exactly, over time.
-//! - `edge`: listeners, the HTTP engine, and `policy`, which decides for it.
+//! - `edge`: listeners, two engines, and `policy`, which decides for them. `worker`: the threads they
+//!   run on. `tls`: certificates and authorities, followed like their files.
 //! - [`hot`]: the pure part of the request path, for benchmarks.
 //! - `admin`, `metrics`, `access_log`: looking in. `shared`: what the runtimes share.
 //!
-//! # Two runtimes
-//! Requests are served on a runtime of their own. The xDS client, the admin interface and the
+//! # Runtimes
+//! Requests are served by `worker`, one runtime a core. The xDS client, the admin interface and the
 //! writing of files run on the caller's, so that neither can starve the other. They meet in
 //! `shared`: an update swaps a pointer there, a request loads it once.
 //!
@@ -21,7 +22,7 @@
 //!   imports them, never the reverse.
 //! - The request path takes no lock that an update holds.
 //! - Only the xDS client publishes.
-//! - Absent on purpose: TLS, polling of any kind, health checks by the proxy, file configuration.
+//! - Absent on purpose: polling of any kind, health checks by the proxy, file configuration.
 
 mod access_log;
 mod admin;
@@ -34,6 +35,8 @@ mod metrics;
 mod route;
 mod shared;
 mod table;
+mod tls;
+mod worker;
 mod xds;
 
 use std::{
@@ -46,12 +49,16 @@ use std::{
 };
 
 use config::bootstrap::{AccessLog, ProxySettings};
-use tokio::{net::TcpListener, runtime::Runtime, task::AbortHandle, time::timeout};
+use tokio::{net::TcpListener, task::AbortHandle, time::timeout};
 
-use crate::{edge::listener::Listeners, load::FOLD_EVERY, shared::Shared, xds::client::Client};
+use crate::{
+    edge::listener::Listeners, load::FOLD_EVERY, shared::Shared, worker::Workers, xds::client::Client,
+};
 
 /// Most client connections at once, whatever the limit on file descriptors.
 const MAX_CONNECTIONS: u64 = 65_536;
+/// How often what TLS to endpoints lacks is looked for.
+const TLS_RETRY: Duration = Duration::from_secs(2);
 /// How long the access log may take to be written to its end after the drain.
 const LAST_LINES: Duration = Duration::from_secs(1);
 /// File descriptors kept for everything that is not a request: xDS, admin, files, listeners.
@@ -131,9 +138,11 @@ impl Proxy {
     /// [`StartError::Runtime`] when no threads can be started. Once it runs, nothing ends it but
     /// `shutdown`.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), StartError> {
-        let data_plane = DataPlane::start(self.settings.threads).map_err(StartError::Runtime)?;
+        let workers = Workers::start(self.settings.threads, &self.shared).map_err(StartError::Runtime)?;
+        // Here until the end: when the last reference goes, what still runs is cut off.
+        let workers = Arc::new(workers);
         let drain_timeout = self.settings.drain_timeout;
-        let listeners = Listeners::new(data_plane.handle(), Arc::clone(&self.shared), drain_timeout);
+        let listeners = Listeners::new(Arc::clone(&workers), Arc::clone(&self.shared), drain_timeout);
 
         let (saver, saving) = match self.settings.last_good.clone() {
             Some(path) => {
@@ -145,6 +154,8 @@ impl Proxy {
         let admin = axum::serve(self.admin, admin::router(Arc::clone(&self.shared)));
         let _admin = AbortOnDrop(tokio::spawn(admin.into_future()).abort_handle());
         let _folding = AbortOnDrop(tokio::spawn(fold(Arc::clone(&self.shared))).abort_handle());
+        let _retrying = AbortOnDrop(tokio::spawn(retry_tls(Arc::clone(&self.shared))).abort_handle());
+        let _watcher = self.shared.live.tls.watch();
 
         let client = Client::new(self.settings, Arc::clone(&self.shared), listeners, saver);
         // Stops the listeners when it returns.
@@ -176,29 +187,15 @@ async fn fold(shared: Arc<Shared>) {
     }
 }
 
-/// The runtime that serves requests. Dropping it does not wait: what is still running after the
-/// drain is cut off.
-struct DataPlane(Option<Runtime>);
-
-impl DataPlane {
-    fn start(threads: usize) -> io::Result<Self> {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        if threads > 0 {
-            builder.worker_threads(threads);
-        }
-        builder.thread_name("edge").enable_all().build().map(|runtime| Self(Some(runtime)))
-    }
-
-    fn handle(&self) -> tokio::runtime::Handle {
-        self.0.as_ref().expect("it is only taken when dropped").handle().clone()
-    }
-}
-
-impl Drop for DataPlane {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
+/// Files of authorities that could not be read may appear.
+async fn retry_tls(shared: Arc<Shared>) {
+    let mut ticks = tokio::time::interval(TLS_RETRY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let shared = Arc::clone(&shared);
+        // An error means that the runtime is ending.
+        let _ = tokio::task::spawn_blocking(move || shared.live.retry_tls()).await;
     }
 }
 

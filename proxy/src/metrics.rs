@@ -16,7 +16,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    load::{Aborted, BOUNDS, Series, VersionLoad, now_micros},
+    load::{Aborted, BOUNDS, Counts, Series, VersionLoad, now_micros},
     shared::Shared,
 };
 
@@ -47,8 +47,10 @@ pub(crate) struct ConnectionStats {
     /// Beyond the bound on open connections.
     pub(crate) refused: AtomicU64,
     pub(crate) accept_errors: AtomicU64,
-    /// Request heads that were too large or too slow.
+    /// Request heads that were refused: not valid, too large or too slow.
     pub(crate) heads_refused: AtomicU64,
+    /// TLS handshakes with clients that failed or took too long.
+    pub(crate) handshakes_failed: AtomicU64,
 }
 
 /// Everything, in the Prometheus text format (`OpenMetrics` 1.0).
@@ -107,10 +109,8 @@ fn requests(
     )?;
     for (series, version) in &all {
         let base = labels(series, version.as_deref());
-        for (class, count) in
-            ["none", "1xx", "2xx", "3xx", "4xx", "5xx", "aborted"].iter().zip(&series.classes)
-        {
-            let count = count.load(Ordering::Relaxed);
+        for (i, class) in ["none", "1xx", "2xx", "3xx", "4xx", "5xx", "aborted"].iter().enumerate() {
+            let count = series.sum(|counts| &counts.classes[i]);
             if count > 0 {
                 let labels = [base[0], base[1], base[2], ("class", class)];
                 ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
@@ -125,14 +125,14 @@ fn requests(
         MetricType::Histogram,
     )?;
     for (series, version) in &all {
-        let (counts, sum) = series.durations.read();
+        let (counts, sum) = series.durations();
         let bounds = BOUNDS.iter().map(|&micros| micros as f64 / 1e6).chain([f64::MAX]);
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let labels = labels(series, version.as_deref());
         let mut family = family.encode_family(&labels)?;
         family.encode_histogram::<NoLabelSet>(sum as f64 / 1e6, counts.iter().sum(), &buckets, None)?;
     }
-    type Of = fn(&Series) -> &AtomicU64;
+    type Of = fn(&Counts) -> &AtomicU64;
     for (name, help, of) in [
         ("retries", "Attempts beyond the first", (|s| &s.retries) as Of),
         ("no_endpoint", "Requests refused because no endpoint was ready", |s| &s.no_endpoint),
@@ -140,7 +140,7 @@ fn requests(
     ] {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (series, version) in all.iter().filter(|(_, version)| version.is_some()) {
-            let count = ConstCounter::new(of(series).load(Ordering::Relaxed));
+            let count = ConstCounter::new(series.sum(of));
             count.encode(family.encode_family(&labels(series, version.as_deref()))?)?;
         }
     }
@@ -156,7 +156,7 @@ fn aborted(
     for (series, version) in all {
         let base = labels(series, version.as_deref());
         for (reason, name) in Aborted::NAMES {
-            let count = series.aborted[reason as usize].load(Ordering::Relaxed);
+            let count = series.sum(|counts| &counts.aborted[reason as usize]);
             if count > 0 {
                 let labels = [base[0], base[1], base[2], ("reason", name)];
                 ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
@@ -199,13 +199,20 @@ fn singles(encoder: &mut DescriptorEncoder<'_>, shared: &Shared) -> fmt::Result 
             "Client connections closed at the bound on open ones",
             read(&connections.refused),
         ),
-        (
-            "requests_refused",
-            "Requests refused at the bound on those in flight",
-            read(&shared.requests.refused),
-        ),
+        ("requests_refused", "Requests refused at the bound on those in flight", shared.requests.refused()),
         ("accept_errors", "Failed attempts to accept a connection", read(&connections.accept_errors)),
-        ("heads_refused", "Request heads that were too large or too slow", read(&connections.heads_refused)),
+        ("heads_refused", "Request heads not valid, too large or too slow", read(&connections.heads_refused)),
+        (
+            "handshakes_failed",
+            "TLS handshakes of clients that failed or took too long",
+            read(&connections.handshakes_failed),
+        ),
+        ("certificate_swaps", "Certificates and authorities replaced", shared.live.tls.certificate_swaps()),
+        (
+            "certificate_errors",
+            "Changed files of certificates that could not be used",
+            shared.live.tls.certificate_errors(),
+        ),
         ("xds_streams", "xDS streams opened", read(&xds.streams)),
         ("xds_updates", "xDS responses taken in", read(&xds.updates)),
         ("xds_acks", "xDS responses acknowledged", read(&xds.acks)),
@@ -230,6 +237,20 @@ fn singles(encoder: &mut DescriptorEncoder<'_>, shared: &Shared) -> fmt::Result 
     ] {
         let family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         ConstGauge::new(value).encode(family)?;
+    }
+    let certificates = shared.live.tls.certificates();
+    if !certificates.is_empty() {
+        let mut family = encoder.encode_descriptor(
+            "certificate_not_after",
+            "Until when a certificate is valid, since the epoch",
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        for certificate in certificates {
+            let file = certificate.cert.display().to_string();
+            let labels = [("cert", file), ("serial", certificate.serial)];
+            ConstGauge::new(certificate.not_after).encode(family.encode_family(&labels)?)?;
+        }
     }
     let last = read(&xds.last_update);
     if last > 0 {

@@ -1,4 +1,8 @@
 //! Host, path and headers → a split over clusters. Immutable, built once per route configuration.
+//!
+//! The cost of a lookup does not grow with the number of rules: hosts and paths are found by hash.
+//! Prefixes are looked up once for each distinct length that they have; the first rule in the
+//! order of the configuration wins among those found.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -6,27 +10,56 @@ use config::{
     HeaderPredicate,
     xds::route::{PathRule, RouteConfig, RouteEntry},
 };
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::balance::split::Split;
 
 /// The longest host that is looked at; DNS names have at most 253 characters (RFC 1035 §2.3.4).
 const MAX_HOST: usize = 260;
 
+type Index<V> = HashMap<Box<str>, V, foldhash::fast::RandomState>;
+
+/// The header fields of a request, whatever protocol they came by.
+pub(crate) trait Fields {
+    /// The values of the fields called `name`, in order.
+    fn values<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]>;
+}
+
+impl Fields for HeaderMap {
+    fn values<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
+        self.get_all(name).iter().map(HeaderValue::as_bytes)
+    }
+}
+
 /// A route configuration, ready to be asked.
 #[derive(Debug)]
 pub(crate) struct RouteTable {
     ignore_port: bool,
-    hosts: Vec<Vec<Route>>,
-    exact: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
+    hosts: Vec<Host>,
+    exact: Index<usize>,
     /// `.example.com` for the domain `*.example.com`.
-    suffixes: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
+    suffixes: Index<usize>,
     any: Option<usize>,
+}
+
+/// A virtual host. Lists of routes are in their order.
+#[derive(Debug, Default)]
+struct Host {
+    routes: Vec<Route>,
+    exact: Index<Vec<u32>>,
+    prefixes: Prefixes,
+    segments: Prefixes,
+}
+
+#[derive(Debug, Default)]
+struct Prefixes {
+    routes: Index<Vec<u32>>,
+    /// The lengths that there are, in bytes; each once.
+    lengths: Vec<usize>,
 }
 
 #[derive(Debug)]
 struct Route {
-    path: PathRule,
     headers: Vec<(HeaderName, HeaderPredicate)>,
     split: Split,
 }
@@ -51,7 +84,7 @@ impl RouteTable {
             any: None,
         };
         for (i, host) in config.virtual_hosts.iter().enumerate() {
-            table.hosts.push(host.routes.iter().filter_map(Route::new).collect());
+            table.hosts.push(Host::new(&host.routes));
             for domain in &host.domains {
                 match domain.strip_prefix('*') {
                     Some("") => table.any = Some(i),
@@ -67,10 +100,9 @@ impl RouteTable {
     ///
     /// The virtual host is the exact one, else the one with the longest matching suffix, else `*`
     /// (envoy/config/route/v3: `VirtualHost.domains`); in it the first route that matches applies.
-    pub(crate) fn find(&self, host: &str, path: &str, headers: &HeaderMap) -> Result<&Split, NoRoute> {
+    pub(crate) fn find(&self, host: &str, path: &str, fields: &impl Fields) -> Result<&Split, NoRoute> {
         let host = self.virtual_host(host).ok_or(NoRoute::Host)?;
-        let route = self.hosts[host].iter().find(|route| route.matches(path, headers));
-        route.map(|route| &route.split).ok_or(NoRoute::Path)
+        self.hosts[host].find(path, fields).ok_or(NoRoute::Path)
     }
 
     fn virtual_host(&self, host: &str) -> Option<usize> {
@@ -99,6 +131,58 @@ impl RouteTable {
     }
 }
 
+impl Host {
+    fn new(entries: &[RouteEntry]) -> Self {
+        let mut host = Self::default();
+        for entry in entries {
+            let Some(route) = Route::new(entry) else { continue };
+            let number = host.routes.len() as u32; // far fewer fit into one xDS message
+            host.routes.push(route);
+            match &entry.path {
+                PathRule::Exact(path) => host.exact.entry(path.as_str().into()).or_default().push(number),
+                PathRule::Prefix(path) => host.prefixes.add(path, number),
+                PathRule::Segments(path) => host.segments.add(path, number),
+            }
+        }
+        host
+    }
+
+    fn find(&self, path: &str, fields: &impl Fields) -> Option<&Split> {
+        let mut best = u32::MAX;
+        if !self.exact.is_empty() {
+            best = self.first(self.exact.get(path), best, fields);
+        }
+        for &length in &self.prefixes.lengths {
+            let Some(prefix) = path.get(..length) else { continue };
+            best = self.first(self.prefixes.routes.get(prefix), best, fields);
+        }
+        for &length in &self.segments.lengths {
+            // Whole segments: `/a` stands for `/a` and `/a/b`, not for `/ab`.
+            if matches!(path.as_bytes().get(length), None | Some(b'/')) {
+                let Some(prefix) = path.get(..length) else { continue };
+                best = self.first(self.segments.routes.get(prefix), best, fields);
+            }
+        }
+        self.routes.get(best as usize).map(|route| &route.split)
+    }
+
+    /// The first of `routes` that applies, or else `best`.
+    fn first(&self, routes: Option<&Vec<u32>>, best: u32, fields: &impl Fields) -> u32 {
+        let earlier = routes.into_iter().flatten().copied().take_while(|&number| number < best);
+        let mut applying = earlier.filter(|&number| self.routes[number as usize].applies(fields));
+        applying.next().unwrap_or(best)
+    }
+}
+
+impl Prefixes {
+    fn add(&mut self, prefix: &str, number: u32) {
+        self.routes.entry(prefix.into()).or_default().push(number);
+        if !self.lengths.contains(&prefix.len()) {
+            self.lengths.push(prefix.len());
+        }
+    }
+}
+
 /// A host without its `:port`; brackets of IPv6 stay.
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
@@ -123,29 +207,22 @@ impl Route {
             }
         }
         let split = Split::new(entry.clusters.iter().map(|(name, weight)| (name.as_str(), *weight)));
-        Some(Self { path: entry.path.clone(), headers, split })
+        Some(Self { headers, split })
     }
 
-    fn matches(&self, path: &str, headers: &HeaderMap) -> bool {
-        let on_path = match &self.path {
-            PathRule::Exact(exact) => path == exact,
-            PathRule::Prefix(prefix) => path.starts_with(prefix.as_str()),
-            PathRule::Segments(prefix) => path
-                .strip_prefix(prefix.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-        };
-        on_path && self.headers.iter().all(|(name, predicate)| header_matches(headers, name, predicate))
+    fn applies(&self, fields: &impl Fields) -> bool {
+        self.headers.iter().all(|(name, predicate)| header_matches(fields, name, predicate))
     }
 }
 
 /// Several fields of one name count as one value, joined by `,` (RFC 9110 §5.3).
-fn header_matches(headers: &HeaderMap, name: &HeaderName, predicate: &HeaderPredicate) -> bool {
-    let mut values = headers.get_all(name).iter();
+fn header_matches(fields: &impl Fields, name: &HeaderName, predicate: &HeaderPredicate) -> bool {
+    let mut values = fields.values(name);
     let Some(first) = values.next() else { return *predicate == HeaderPredicate::Present(false) };
     let value = match values.next() {
-        None => Cow::Borrowed(first.as_bytes()),
+        None => Cow::Borrowed(first),
         Some(second) => {
-            let all = [first, second].into_iter().chain(values).map(http::HeaderValue::as_bytes);
+            let all = [first, second].into_iter().chain(values);
             Cow::Owned(all.collect::<Vec<_>>().join(&b','))
         }
     };

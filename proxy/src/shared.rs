@@ -1,6 +1,7 @@
 //! What the two runtimes share: requests count in it, the xDS client writes it, the admin reads it.
 
 use std::{
+    cell::Cell,
     net::SocketAddr,
     sync::{
         Arc,
@@ -14,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::{
     access_log::AccessLog,
-    load::{Series, VersionLoad, now_micros},
+    load::{Aborted, Series, VersionLoad, now_micros, shard},
     metrics::{ConnectionStats, XdsStats},
     table::Live,
     xds::cache::HeldMap,
@@ -28,7 +29,7 @@ pub(crate) const MAX_REQUESTS: usize = 1 << 17;
 pub(crate) struct Shared {
     pub(crate) live: Live,
     pub(crate) connections: Arc<Connections>,
-    pub(crate) requests: Arc<Requests>,
+    pub(crate) requests: Requests,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) xds: Arc<XdsStats>,
     /// Requests without a route, by gateway.
@@ -43,7 +44,7 @@ impl Shared {
         Self {
             live: Live::default(),
             connections: Arc::new(Connections::new(max_connections)),
-            requests: Arc::new(Requests::new(MAX_REQUESTS)),
+            requests: Requests::new(MAX_REQUESTS),
             access_log,
             xds: Arc::default(),
             unrouted: VersionLoad::new(""),
@@ -52,9 +53,15 @@ impl Shared {
         }
     }
 
-    /// Counters of the requests of `gateway` that have no route.
-    pub(crate) fn unrouted_of(&self, gateway: &Arc<str>) -> Arc<Series> {
-        self.unrouted.series(gateway)
+    /// A request of `gateway` without a route ended with `status` after `micros`.
+    pub(crate) fn unrouted_finished(
+        &self,
+        gateway: &Arc<str>,
+        status: u16,
+        micros: u64,
+        aborted: Option<Aborted>,
+    ) {
+        self.unrouted.count(gateway, |series| series.finished(status, micros, aborted));
     }
 
     /// Reads every integral and forgets records that are neither live nor busy.
@@ -197,38 +204,48 @@ impl Drop for AcceptLoop {
     }
 }
 
-/// Requests in flight, over all gateways, and the bound on them.
+/// The bound on requests in flight, over all gateways. Each core has its share of it, so that
+/// requests on different cores do not meet.
 #[derive(Debug)]
 pub(crate) struct Requests {
-    limit: usize,
-    in_flight: AtomicUsize,
-    /// Refused at the bound.
-    pub(crate) refused: AtomicU64,
+    share: usize,
+    refused: AtomicU64,
+}
+
+thread_local! {
+    static IN_FLIGHT: Cell<usize> = const { Cell::new(0) };
 }
 
 impl Requests {
-    fn new(limit: usize) -> Self {
-        Self { limit, in_flight: AtomicUsize::new(0), refused: AtomicU64::new(0) }
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { share: (limit / shard::count()).max(1), refused: AtomicU64::new(0) }
     }
 
-    /// Counts one more request in; `None` at the bound.
-    pub(crate) fn admit(self: &Arc<Self>) -> Option<Taken> {
-        let taken = Taken(Arc::clone(self));
-        if self.in_flight.fetch_add(1, Ordering::Relaxed) >= self.limit {
+    /// Counts one more request in on this core; `None` at the bound.
+    pub(crate) fn admit(&self) -> Option<Taken> {
+        let in_flight = IN_FLIGHT.get();
+        if in_flight >= self.share {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            return None; // dropping `taken` takes it back
+            return None;
         }
-        Some(taken)
+        IN_FLIGHT.set(in_flight + 1);
+        Some(Taken(()))
+    }
+
+    /// Refused at the bound.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 }
 
-/// A request that counts as long as this lives.
+/// A request that counts as long as this lives. It stays on the core it was admitted on.
 #[derive(Debug)]
-pub(crate) struct Taken(Arc<Requests>);
+pub(crate) struct Taken(());
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        // At the end of a process it may be dropped elsewhere, where nothing counts any more.
+        IN_FLIGHT.set(IN_FLIGHT.get().saturating_sub(1));
     }
 }
 
@@ -261,11 +278,11 @@ mod tests {
     }
     #[test]
     fn requests_are_bounded_and_counted_out() {
-        let requests = Arc::new(Requests::new(1));
+        let requests = Requests::new(1);
         let one = requests.admit().unwrap();
         assert!(requests.admit().is_none());
         drop(one);
         assert!(requests.admit().is_some());
-        assert_eq!(requests.refused.load(Ordering::Relaxed), 1);
+        assert_eq!(requests.refused(), 1);
     }
 }

@@ -9,8 +9,14 @@ use std::sync::{
 
 use arc_swap::ArcSwap;
 use config::xds::{assignment::Assignment, cluster::ClusterConfig, route::RouteConfig};
+use tokio::sync::watch;
 
-use crate::{cluster::Cluster, load::Records, route::RouteTable};
+use crate::{
+    cluster::{Cluster, Endpoint},
+    load::{Records, shard::PerCore},
+    route::RouteTable,
+    tls::Tls,
+};
 
 type Map<V> =
     imbl::GenericHashMap<Arc<str>, V, foldhash::fast::RandomState, imbl::shared_ptr::DefaultSharedPtr>;
@@ -21,7 +27,7 @@ pub(crate) struct RoutingTable {
     /// By name of route configuration.
     pub(crate) routes: Map<Arc<RouteTable>>,
     /// By name.
-    pub(crate) clusters: Map<Arc<Cluster>>,
+    pub(crate) clusters: Map<Arc<PerCore<Cluster>>>,
     /// Rises by one with every publication.
     pub(crate) sequence: u64,
 }
@@ -45,6 +51,9 @@ pub(crate) struct Live {
     table: ArcSwap<RoutingTable>,
     pub(crate) records: Records,
     pub(crate) publishes: AtomicU64,
+    /// Told after a publication in which endpoints left, so that connections to them are closed.
+    pub(crate) departures: watch::Sender<()>,
+    pub(crate) tls: Tls,
 }
 
 impl Live {
@@ -58,6 +67,17 @@ impl Live {
         self.table.load_full()
     }
 
+    /// Tries again to get what TLS to endpoints lacks. Reads files.
+    pub(crate) fn retry_tls(&self) {
+        let table = self.load_full();
+        for (name, cluster) in &table.clusters {
+            let Some(tls) = cluster.tls.as_ref().filter(|tls| tls.client().is_none()) else { continue };
+            if tls.prepare(&self.tls).is_ok() {
+                tracing::info!("endpoints of {name} can be connected to now");
+            }
+        }
+    }
+
     /// Applies `changes` and publishes once. Only one task publishes.
     pub(crate) fn publish(&self, changes: impl IntoIterator<Item = Change>) {
         let mut changes = changes.into_iter().peekable();
@@ -65,35 +85,44 @@ impl Live {
             return;
         }
         let mut next = RoutingTable::clone(&self.table.load());
-        let mut gone = false;
+        let (mut gone, mut left) = (false, false);
         for change in changes {
             gone |= matches!(change, Change::ClusterGone(_));
-            self.apply(&mut next, change);
+            left |= self.apply(&mut next, change);
         }
         next.sequence += 1;
         let next = Arc::new(next);
         self.table.store(Arc::clone(&next));
         self.publishes.fetch_add(1, Ordering::Relaxed);
+        if left {
+            self.departures.send_replace(());
+        }
         if gone {
             self.records.prune(|cluster| next.clusters.contains_key(cluster), |_| true);
         }
     }
 
-    fn apply(&self, table: &mut RoutingTable, change: Change) {
+    /// Returns whether endpoints left.
+    fn apply(&self, table: &mut RoutingTable, change: Change) -> bool {
+        let mut left = false;
         match change {
             Change::Cluster(config, assignment) => {
                 let name: Arc<str> = config.name.as_str().into();
                 let before = table.clusters.get(&name).cloned();
                 let load = self.records.version(&name);
-                let cluster = Cluster::new(config, load, assignment.as_deref(), before.as_deref());
-                if let Some(before) = before {
-                    self.note_left(&name, &before, Some(&cluster));
+                let cluster =
+                    Cluster::new(config, load, assignment.as_deref(), before.as_deref().map(|b| &**b));
+                if let Some(Err(error)) = cluster.tls.as_ref().map(|tls| tls.prepare(&self.tls)) {
+                    tracing::warn!("endpoints of {name} cannot be connected to: {error}");
                 }
-                table.clusters.insert(name, Arc::new(cluster));
+                if let Some(before) = before {
+                    left = self.note_left(&name, &before, Some(&cluster));
+                }
+                table.clusters.insert(name, Arc::new(PerCore::new(cluster)));
             }
             Change::ClusterGone(name) => {
                 if let Some(before) = table.clusters.remove(&name) {
-                    self.note_left(&name, &before, None);
+                    left = self.note_left(&name, &before, None);
                 }
             }
             Change::Routes(config) => {
@@ -101,13 +130,20 @@ impl Live {
             }
             Change::RoutesGone(name) => _ = table.routes.remove(&name),
         }
+        left
     }
 
-    fn note_left(&self, name: &Arc<str>, before: &Cluster, after: Option<&Cluster>) {
+    fn note_left(&self, name: &Arc<str>, before: &Cluster, after: Option<&Cluster>) -> bool {
         let staying: std::collections::HashSet<u64, foldhash::fast::RandomState> =
             after.iter().flat_map(|c| &c.endpoints).map(|e| e.load.generation).collect();
-        let left = before.endpoints.iter().filter(|e| !staying.contains(&e.load.generation));
-        self.records.left(name, left.map(|e| Arc::clone(&e.load)));
+        let gone = |e: &&Endpoint| !staying.contains(&e.load.generation);
+        let left: Vec<_> = before.endpoints.iter().filter(gone).map(|e| Arc::clone(&e.load)).collect();
+        for load in &left {
+            load.gone.store(true, Ordering::Release);
+        }
+        let any = !left.is_empty();
+        self.records.left(name, left);
+        any
     }
 }
 
@@ -137,7 +173,7 @@ mod tests {
     fn the_other_clusters_are_shared_between_publications() {
         let live = Live::default();
         live.publish([cluster("a/v1", &[1]), cluster("b/v1", &[2])]);
-        let before = live.load().clusters.get("b/v1").cloned().unwrap();
+        let before = Arc::clone(live.load().clusters.get("b/v1").unwrap());
         live.publish([cluster("a/v1", &[1, 3])]);
         assert!(Arc::ptr_eq(&before, live.load().clusters.get("b/v1").unwrap()));
     }

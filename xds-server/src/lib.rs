@@ -8,6 +8,7 @@
 //! - [`subscription`]: pure; what one client is owed. All rules of the protocol.
 //! - [`ads`]: the gRPC streams around it.
 //! - [`fleet`]: the connected clients and how far each has come. [`timeline`]: what happened.
+//! - [`certificates`]: whether the files that gateways and services name can be used.
 //! - [`api`]: the HTTP API. [`metrics`]: what is counted. [`limit`]: connections in bounds.
 //!
 //! # Flow of a write
@@ -20,6 +21,7 @@
 
 pub mod ads;
 pub mod api;
+pub mod certificates;
 pub mod fleet;
 pub mod lease;
 pub mod limit;

@@ -1,6 +1,6 @@
 //! A whole server, from its settings to its end.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use config::bootstrap::ServerSettings;
 use tokio::net::{TcpListener, TcpSocket};
@@ -12,6 +12,7 @@ use crate::{
         self, Api,
         types::{ErrorBody, WriteAnswer},
     },
+    certificates,
     fleet::Fleet,
     metrics::Metrics,
     registry::{
@@ -71,6 +72,9 @@ impl Server {
             Arc::clone(&metrics),
             settings.hold_grace,
         )?;
+        let state = registry.state();
+        // Nothing waits for it: what is wrong stays in use.
+        tokio::task::spawn_blocking(move || certificates::warn(&state.world, SystemTime::now()));
         let stop = CancellationToken::new();
         let ads = Ads {
             state: registry.follow(),
@@ -96,12 +100,22 @@ impl Server {
     /// Applies manifests, given as names and texts, all of them or none, as at every start.
     ///
     /// A service that exists keeps its live split, so that a restart undoes no shift, unless a version
-    /// that has traffic is no longer in its manifest. (`POST /v1/apply` sets the split.)
+    /// that has traffic is no longer in its manifest. (`POST /v1/apply` sets the split.) Certificates are
+    /// read, except where they are named as they are already stored.
     pub async fn apply(&self, files: Vec<(String, String)>, actor: &str) -> Result<WriteAnswer, ErrorBody> {
         let refused = |refusal: Refusal| api::error_body("invalid", &refusal);
         let mut documents = api::read_manifests(&files).map_err(refused)?;
         // Nobody else writes yet: the API is served later.
-        keep_splits(&self.api.registry.state().world, &mut documents);
+        let state = self.api.registry.state();
+        keep_splits(&state.world, &mut documents);
+        // Certificates that are in use already were warned about when the store was loaded: a file that
+        // was lost since then, or has expired, is no reason not to start again.
+        let checked = tokio::task::spawn_blocking(move || {
+            let asked = documents.iter().filter(|located| !certificates::is_stored(&state.world, located));
+            api::check_certificates(asked).map(|()| documents)
+        });
+        let checked = checked.await.map_err(|e| Refusal::Store(format!("reading certificates failed: {e}")));
+        let documents = checked.flatten().map_err(refused)?;
         let done = self.api.registry.write(Write::Apply(documents), actor, false).await.map_err(refused)?;
         Ok(WriteAnswer { revision: done.revision, dry_run: false, changes: done.changes, applied: None })
     }

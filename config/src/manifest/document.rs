@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{
     fields::{Context, Fields},
     node::{Node, Value},
+    tls,
 };
 use crate::{
     endpoint::check_address,
@@ -84,16 +85,25 @@ pub(super) fn read(node: &Node, cx: &mut Context<'_>) -> Option<Document> {
 }
 
 fn service(node: &Node, cx: &mut Context<'_>) -> Option<Service> {
-    let fields = cx.fields(node, "a Service", &["kind", "name", "protocol", "versions", "split"])?;
+    let fields = cx.fields(node, "a Service", &["kind", "name", "protocol", "tls", "versions", "split"])?;
     let name = name::<ServiceName>(&fields, cx, "name");
     let protocol = match fields.optional("protocol") {
         Some(node) => cx.within("protocol", |cx| protocol(node, cx)),
         None => Some(Protocol::default()),
     };
+    let tls = match fields.optional("tls") {
+        Some(node) => cx.within("tls", |cx| match protocol {
+            Some(Protocol::Tcp) => {
+                cx.error(node.line, "does not go with `protocol: tcp`, whose bytes are not looked into; leave it out, or set the protocol")
+            }
+            _ => tls::upstream(node, cx).map(Some),
+        }),
+        None => Some(None),
+    };
     let versions = fields.required(cx, "versions");
     let versions = versions.and_then(|node| cx.within("versions", |cx| self::versions(node, cx)))?;
     let split = cx.within("split", |cx| split(fields.optional("split"), fields.line, &versions, cx));
-    Some(Service { name: name?, protocol: protocol?, versions, split: split? })
+    Some(Service { name: name?, protocol: protocol?, tls: tls?, versions, split: split? })
 }
 
 fn protocol(node: &Node, cx: &mut Context<'_>) -> Option<Protocol> {
@@ -211,11 +221,15 @@ fn split(
 }
 
 fn gateway(node: &Node, cx: &mut Context<'_>) -> Option<Gateway> {
-    let fields = cx.fields(node, "a Gateway", &["kind", "name", "listen"])?;
+    let fields = cx.fields(node, "a Gateway", &["kind", "name", "listen", "tls"])?;
     let name = name::<GatewayName>(&fields, cx, "name");
     let listen = fields.required(cx, "listen");
     let listen = listen.and_then(|node| cx.within("listen", |cx| socket_address(node, cx)));
-    Some(Gateway { name: name?, listen: listen? })
+    let tls = match fields.optional("tls") {
+        Some(node) => cx.within("tls", |cx| tls::gateway(node, cx).map(Some)),
+        None => Some(None),
+    };
+    Some(Gateway { name: name?, listen: listen?, tls: tls? })
 }
 
 fn route(node: &Node, cx: &mut Context<'_>) -> Option<Route> {

@@ -3,6 +3,7 @@
 //! - `node`: text to a tree in which every value knows its line.
 //! - `fields`: reading a tree against what is allowed, keeping the path for errors.
 //! - `document`: the three kinds of document.
+//! - `tls`: their `tls` fields.
 //!
 //! JSON is read as the YAML it is (YAML 1.2 §1.3); what is stored is read by [`from_json`]. Every error names the source, the line and the
 //! path of the field, what was wrong and what is allowed. Nothing is guessed: unknown fields,
@@ -11,6 +12,7 @@
 mod document;
 mod fields;
 mod node;
+mod tls;
 
 use std::{collections::HashMap, fmt, sync::Arc};
 

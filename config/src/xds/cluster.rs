@@ -19,8 +19,8 @@ use envoy_types::pb::envoy::{
     r#type::v3::Percent,
 };
 
-use super::{DecodeError, ads, decode, decode_duration, encode_duration, pack};
-use crate::{name::ClusterName, service::Protocol};
+use super::{DecodeError, ads, decode, decode_duration, encode_duration, pack, tls};
+use crate::{name::ClusterName, service::Protocol, tls::UpstreamTls};
 
 /// How long a proxy waits for a connection to an endpoint, unless the cluster says otherwise.
 /// Long enough for one lost SYN (RFC 6298 §2: 1 s initial timeout) not to fail on a healthy network.
@@ -39,10 +39,12 @@ pub struct ClusterConfig {
     pub http2: bool,
     /// Bound on connecting to an endpoint.
     pub connect_timeout: Duration,
+    /// How endpoints are reached over TLS; `None` in the clear.
+    pub tls: Option<UpstreamTls>,
 }
 
-/// The cluster of a version that speaks `protocol`.
-pub fn encode(name: &ClusterName, protocol: Protocol) -> Cluster {
+/// The cluster of a version that speaks `protocol`, over TLS if `upstream` says how.
+pub fn encode(name: &ClusterName, protocol: Protocol, upstream: Option<&UpstreamTls>) -> Cluster {
     let mut options = HashMap::new();
     if protocol.is_http2() {
         let http2 = ProtocolConfig::Http2ProtocolOptions(Http2ProtocolOptions::default());
@@ -62,6 +64,7 @@ pub fn encode(name: &ClusterName, protocol: Protocol) -> Cluster {
         connect_timeout: Some(encode_duration(DEFAULT_CONNECT_TIMEOUT)),
         lb_policy: LbPolicy::LeastRequest as i32,
         typed_extension_protocol_options: options,
+        transport_socket: upstream.map(|tls| tls::encode_upstream(tls, protocol.is_http2())),
         // Never panic-route to endpoints that are draining or failed their probe.
         common_lb_config: Some(CommonLbConfig {
             healthy_panic_threshold: Some(Percent { value: 0.0 }),
@@ -74,7 +77,8 @@ pub fn encode(name: &ClusterName, protocol: Protocol) -> Cluster {
 /// Reads a cluster.
 ///
 /// # Errors
-/// When it is not of type EDS, or asks for TLS, which would otherwise be left out silently.
+/// When it is not of type EDS, or asks of TLS what is not supported, which would otherwise be left out
+/// silently.
 pub fn decode_cluster(value: &[u8]) -> Result<ClusterConfig, DecodeError> {
     let cluster: Cluster = decode(value)?;
     if cluster.name.is_empty() {
@@ -83,8 +87,11 @@ pub fn decode_cluster(value: &[u8]) -> Result<ClusterConfig, DecodeError> {
     if cluster.cluster_discovery_type != Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)) {
         return Err(DecodeError::new("type", "only EDS is supported"));
     }
-    if cluster.transport_socket.is_some() || !cluster.transport_socket_matches.is_empty() {
-        return Err(DecodeError::new("transport_socket", "TLS to endpoints is not supported"));
+    if !cluster.transport_socket_matches.is_empty() {
+        return Err(DecodeError::new(
+            "transport_socket_matches",
+            "one transport_socket for all is supported",
+        ));
     }
     let connect_timeout = match cluster.connect_timeout {
         Some(duration) => decode_duration("connect_timeout", duration)?,
@@ -97,9 +104,10 @@ pub fn decode_cluster(value: &[u8]) -> Result<ClusterConfig, DecodeError> {
         Some(any) => speaks_http2(&decode(&any.value)?)?,
         None => false,
     };
+    let tls = cluster.transport_socket.as_ref().map(|s| tls::decode_upstream(s, http2)).transpose()?;
     let service_name = cluster.eds_cluster_config.map(|eds| eds.service_name).unwrap_or_default();
     let assignment = if service_name.is_empty() { cluster.name.clone() } else { service_name };
-    Ok(ClusterConfig { name: cluster.name, assignment, http2, connect_timeout })
+    Ok(ClusterConfig { name: cluster.name, assignment, http2, connect_timeout, tls })
 }
 
 fn speaks_http2(options: &HttpProtocolOptions) -> Result<bool, DecodeError> {

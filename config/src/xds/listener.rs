@@ -18,8 +18,8 @@ use envoy_types::pb::{
 };
 use prost::Name;
 
-use super::{DecodeError, ads, decode, decode_address, encode_address, pack};
-use crate::route::Gateway;
+use super::{DecodeError, ads, decode, decode_address, encode_address, pack, tls};
+use crate::{route::Gateway, tls::CertificateFiles};
 
 /// What a proxy needs to know of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,17 @@ pub struct ListenerConfig {
     pub address: SocketAddr,
     /// The `RouteConfiguration` that decides about its requests.
     pub route_config: String,
+    /// How it terminates TLS; `None` for HTTP in the clear.
+    pub tls: Option<ListenerTls>,
+}
+
+/// What a proxy needs to know to terminate TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// What it can show; never empty. The first is for clients whose name no other is for.
+    pub certificates: Vec<CertificateFiles>,
+    /// The protocols it offers, best first (RFC 7301); empty when nothing is negotiated.
+    pub alpn: Vec<String>,
 }
 
 /// The listener of `gateway`. Its route configuration has the gateway's name.
@@ -63,7 +74,11 @@ pub fn encode(gateway: &Gateway) -> Listener {
     Listener {
         name,
         address: Some(encode_address(gateway.listen)),
-        filter_chains: vec![FilterChain { filters: vec![filter], ..Default::default() }],
+        filter_chains: vec![FilterChain {
+            filters: vec![filter],
+            transport_socket: gateway.tls.as_ref().map(tls::encode_downstream),
+            ..Default::default()
+        }],
         ..Default::default()
     }
 }
@@ -71,7 +86,7 @@ pub fn encode(gateway: &Gateway) -> Listener {
 /// Reads a listener.
 ///
 /// # Errors
-/// When it is not an HTTP listener whose routes come from RDS.
+/// When it is not an HTTP listener whose routes come from RDS, or asks of TLS what is not supported.
 pub fn decode_listener(value: &[u8]) -> Result<ListenerConfig, DecodeError> {
     let listener: Listener = decode(value)?;
     if listener.name.is_empty() {
@@ -81,12 +96,8 @@ pub fn decode_listener(value: &[u8]) -> Result<ListenerConfig, DecodeError> {
     let [chain] = listener.filter_chains.as_slice() else {
         return Err(DecodeError::new("filter_chains", "exactly one filter chain is supported"));
     };
-    if chain.transport_socket.is_some() {
-        return Err(DecodeError::new(
-            "filter_chains[0].transport_socket",
-            "TLS is not supported on listeners",
-        ));
-    }
+    let socket = chain.transport_socket.as_ref();
+    let tls = socket.map(|s| tls::decode_downstream("filter_chains[0].transport_socket", s)).transpose()?;
     let managers = chain.filters.iter().filter_map(|f| match &f.config_type {
         Some(ConfigType::TypedConfig(any)) if any.type_url == HttpConnectionManager::type_url() => Some(any),
         _ => None,
@@ -100,7 +111,7 @@ pub fn decode_listener(value: &[u8]) -> Result<ListenerConfig, DecodeError> {
     let manager: HttpConnectionManager = decode(&manager.value)?;
     match manager.route_specifier {
         Some(RouteSpecifier::Rds(rds)) if !rds.route_config_name.is_empty() => {
-            Ok(ListenerConfig { name: listener.name, address, route_config: rds.route_config_name })
+            Ok(ListenerConfig { name: listener.name, address, route_config: rds.route_config_name, tls })
         }
         _ => Err(DecodeError::new(
             "http_connection_manager.route_specifier",

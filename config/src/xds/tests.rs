@@ -68,7 +68,7 @@ fn a_gateway_reads_back_as_its_listener() {
 fn a_version_reads_back_as_its_cluster() {
     let name: ClusterName = "checkout/v1".parse().unwrap();
     for (protocol, http2) in [(Protocol::Grpc, true), (Protocol::H2c, true), (Protocol::Http, false)] {
-        let read = cluster::decode_cluster(&cluster::encode(&name, protocol).encode_to_vec()).unwrap();
+        let read = cluster::decode_cluster(&cluster::encode(&name, protocol, None).encode_to_vec()).unwrap();
         assert_eq!(
             (read.name.as_str(), read.assignment.as_str(), read.http2),
             ("checkout/v1", "checkout/v1", http2)
@@ -181,7 +181,7 @@ fn no_bytes_make_a_decoder_panic() {
     let name: ClusterName = "checkout/v1".parse().unwrap();
     let good = [
         listener::encode(&gateway).encode_to_vec(),
-        cluster::encode(&name, Protocol::Grpc).encode_to_vec(),
+        cluster::encode(&name, Protocol::Grpc, None).encode_to_vec(),
         route::encode(&gateway.name, [&routes], |_| Some(&service.split)).encode_to_vec(),
         assignment::encode(&name, &[endpoint("a", "127.0.0.1:1", Some("z"), Health::Ready)]).encode_to_vec(),
     ];

@@ -1,7 +1,8 @@
-//! Sockets and accept loops: one task a listener, added, changed and removed while running.
+//! Sockets and accept loops, added, changed and removed while running. A listener has a socket on
+//! every core (`SO_REUSEPORT`), so that the kernel divides the connections and none changes cores.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, SocketAddr},
     sync::{
@@ -12,38 +13,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
-use config::xds::listener::ListenerConfig;
+use config::xds::listener::{ListenerConfig, ListenerTls};
 use futures_util::FutureExt;
-use pingora_core::{
-    apps::{HttpServerApp, ServerApp},
-    protocols::{Stream, http::ServerSession},
-    server::ShutdownWatch,
-};
-use pingora_proxy::HttpProxy;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    runtime::Handle,
     sync::watch,
     task::JoinSet,
 };
 
-use super::{
-    downstream::{Downstream, HEAD_TIMEOUT},
-    http::Engine,
+use super::{connection, gateway::Gateway};
+use crate::{
+    shared::{ListenerView, Shared},
+    tls::{Prepared, ServerTls},
+    worker::{Workers, timer},
 };
-use crate::shared::{Admitted, ListenerView, Shared};
 
 /// Connections the kernel holds for us until they are accepted.
 const BACKLOG: i32 = 4_096;
-/// How long an idle HTTP/1 client connection is kept, in seconds.
-const KEEP_ALIVE: u64 = 60;
 /// Pause after a failed accept (no file descriptors left, say): doubles from the first to the last.
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
-/// How long a connection without a request yet is kept open after its listener was told to stop.
-const LAST_CALL: Duration = Duration::from_millis(200);
-
 /// How long an accept loop that was told to stop may take to let go of its socket: microseconds,
 /// unless the machine is overloaded. The xDS client waits for it, so it is bounded.
 const RELEASE: Duration = Duration::from_millis(500);
@@ -54,9 +43,12 @@ const LEFT_ALONE: Duration = Duration::from_secs(30);
 #[cfg(target_os = "linux")]
 const CLIENT_SILENCE: Duration = Duration::from_secs(30);
 
-/// The listeners that run, on the data plane's runtime.
+/// One socket a worker, all on one address.
+type Sockets = Vec<Arc<TcpListener>>;
+
+/// The listeners that run, on every worker.
 pub(crate) struct Listeners {
-    runtime: Handle,
+    workers: Arc<Workers>,
     shared: Arc<Shared>,
     drain_timeout: Duration,
     running: BTreeMap<String, Running>,
@@ -67,28 +59,30 @@ pub(crate) struct Listeners {
 
 struct Running {
     config: ListenerConfig,
-    socket: Arc<TcpListener>,
+    sockets: Sockets,
     bound: SocketAddr,
-    route_config: Arc<ArcSwap<String>>,
-    app: Arc<HttpProxy<Engine>>,
-    /// `true` stops the accept loop and lets connections finish.
+    gateway: Arc<Gateway>,
+    /// `true` stops the accept loops and lets connections finish.
     stop: watch::Sender<bool>,
-    /// Whether another accept loop goes on with the socket, and with what the kernel holds in it.
+    /// Whether other accept loops go on with the sockets, and with what the kernel holds in them.
     handed_over: Arc<AtomicBool>,
-    /// Disconnects when the accept loop has let go of the socket.
+    /// Disconnects when the accept loops have let go of the sockets.
     released: Mutex<mpsc::Receiver<()>>,
 }
 
 /// Listeners that lose their address. They run until what comes has been started, and it may take
-/// their socket or their place.
+/// their sockets or their place.
 type Leaving = BTreeMap<String, Running>;
 
+/// The certificates that were read for listeners, by their names.
+pub(crate) type PreparedTls = HashMap<String, Result<Prepared, String>>;
+
 impl Listeners {
-    /// None yet; their tasks will run on `runtime`. When one stops, its connections have
-    /// `drain_timeout` to finish.
-    pub(crate) fn new(runtime: Handle, shared: Arc<Shared>, drain_timeout: Duration) -> Self {
+    /// None yet; they will run on `workers`. When one stops, its connections have `drain_timeout` to
+    /// finish.
+    pub(crate) fn new(workers: Arc<Workers>, shared: Arc<Shared>, drain_timeout: Duration) -> Self {
         Self {
-            runtime,
+            workers,
             shared,
             drain_timeout,
             running: BTreeMap::new(),
@@ -99,8 +93,14 @@ impl Listeners {
 
     /// Makes the listeners `wanted`: starts new ones, moves those whose address changed (the new
     /// socket is bound before the old one is closed), stops the others. Returns for each how it
-    /// went; a listener that cannot be bound goes on where it was, unless another one got its address.
-    pub(crate) fn apply(&mut self, wanted: &[ListenerConfig]) -> Vec<(String, Result<(), String>)> {
+    /// went; a listener that cannot be bound, or whose certificates cannot be used, goes on where and
+    /// as it was, unless another one got its address. `prepared` has what
+    /// [`Self::unprepared`] asked for.
+    pub(crate) fn apply(
+        &mut self,
+        wanted: &[ListenerConfig],
+        mut prepared: PreparedTls,
+    ) -> Vec<(String, Result<(), String>)> {
         let by_name: BTreeMap<&str, &ListenerConfig> = wanted.iter().map(|c| (c.name.as_str(), c)).collect();
         let stays = |name: &str, running: &Running| {
             by_name.get(name).is_some_and(|config| config.address == running.config.address)
@@ -111,11 +111,8 @@ impl Listeners {
         let mut outcomes = Vec::with_capacity(wanted.len());
         for config in wanted {
             let outcome = match self.running.get_mut(&config.name) {
-                Some(running) => {
-                    running.update(config);
-                    Ok(())
-                }
-                None => self.come(config, &mut leaving),
+                Some(running) => running.update(config, prepared.remove(&config.name)),
+                None => self.come(config, prepared.remove(&config.name), &mut leaving),
             };
             outcomes.push((config.name.clone(), outcome));
         }
@@ -132,28 +129,48 @@ impl Listeners {
         outcomes
     }
 
-    /// Starts a listener, on a socket that is left behind or a new one.
-    fn come(&mut self, config: &ListenerConfig, leaving: &mut Leaving) -> Result<(), String> {
+    /// Those of `wanted` whose certificates are to be read before they are applied.
+    pub(crate) fn unprepared(&self, wanted: &[ListenerConfig]) -> Vec<(String, ListenerTls)> {
+        let changed = |config: &&ListenerConfig| {
+            self.running.get(&config.name).is_none_or(|running| running.config.tls != config.tls)
+                || self.errors.iter().any(|(name, _)| *name == config.name)
+        };
+        let changed = wanted.iter().filter(changed);
+        changed.filter_map(|config| Some((config.name.clone(), config.tls.clone()?))).collect()
+    }
+
+    /// Starts a listener, on sockets that are left behind or new ones.
+    fn come(
+        &mut self,
+        config: &ListenerConfig,
+        prepared: Option<Result<Prepared, String>>,
+        leaving: &mut Leaving,
+    ) -> Result<(), String> {
+        let tls = match (&config.tls, prepared) {
+            (None, _) => None,
+            (Some(_), Some(prepared)) => Some(server_tls(&self.shared, prepared?)?),
+            (Some(_), None) => return Err("its certificates were not read".to_owned()),
+        };
         let same = |running: &Running| config.address.port() != 0 && running.config.address == config.address;
         let former = leaving.iter().find(|(_, running)| same(running)).map(|(name, _)| name.clone());
-        let (socket, bound) = match former.and_then(|name| leaving.remove(&name)) {
+        let (sockets, bound) = match former.and_then(|name| leaving.remove(&name)) {
             Some(former) => self.take_over(former),
             None => self
                 .bind_in_place(config.address, leaving)
                 .map_err(|error| format!("cannot listen on {}: {error}", config.address))?,
         };
-        let started = self.start(config.clone(), socket, bound);
+        let started = self.start(config.clone(), tls, sockets, bound);
         self.running.insert(config.name.clone(), started);
         Ok(())
     }
 
-    /// The socket of `former`, which retires whatever becomes of its own move: two gateways never
+    /// The sockets of `former`, which retires whatever becomes of its own move: two gateways never
     /// accept from one socket. No connection is lost, as the kernel holds them in between.
-    fn take_over(&self, former: Running) -> (Arc<TcpListener>, SocketAddr) {
-        let (socket, bound) = (Arc::clone(&former.socket), former.bound);
+    fn take_over(&self, former: Running) -> (Sockets, SocketAddr) {
+        let (sockets, bound) = (former.sockets.clone(), former.bound);
         former.handed_over.store(true, Ordering::Release);
         self.retire(former);
-        (socket, bound)
+        (sockets, bound)
     }
 
     /// Binds `address`. Leaving listeners that stand in its way, as `0.0.0.0:80` does for
@@ -162,7 +179,7 @@ impl Listeners {
         &mut self,
         address: SocketAddr,
         leaving: &mut Leaving,
-    ) -> io::Result<(Arc<TcpListener>, SocketAddr)> {
+    ) -> io::Result<(Sockets, SocketAddr)> {
         let error = match self.bind(address) {
             Ok(bound) => return Ok(bound),
             Err(error) => error,
@@ -184,38 +201,38 @@ impl Listeners {
     }
 
     /// Closes leaving listeners that stand in the way of `address`; returns what they were.
-    fn make_room(&self, address: SocketAddr, leaving: &mut Leaving) -> Vec<(ListenerConfig, SocketAddr)> {
+    fn make_room(&self, address: SocketAddr, leaving: &mut Leaving) -> Vec<Was> {
         let (in_the_way, others): (Leaving, Leaving) =
             std::mem::take(leaving).into_iter().partition(|(_, running)| overlap(running.bound, address));
         *leaving = others;
         let close = |running: Running| {
-            let was = (running.config.clone(), running.bound);
+            let was = (running.config.clone(), running.gateway.tls.load_full(), running.bound);
             self.retire(running);
             was
         };
         in_the_way.into_values().map(close).collect()
     }
 
-    fn restore(&self, closed: Vec<(ListenerConfig, SocketAddr)>, leaving: &mut Leaving) {
-        for (config, bound) in closed {
+    fn restore(&self, closed: Vec<Was>, leaving: &mut Leaving) {
+        for (config, tls, bound) in closed {
             match self.bind(bound) {
-                Ok((socket, bound)) => {
+                Ok((sockets, bound)) => {
                     let name = config.name.clone();
-                    leaving.insert(name, self.start(config, socket, bound));
+                    leaving.insert(name, self.start(config, tls, sockets, bound));
                 }
                 Err(error) => tracing::error!("listener `{}` lost {bound}: {error}", config.name),
             }
         }
     }
 
-    /// Stops `running` and waits until its accept loop has let go of the socket.
+    /// Stops `running` and waits until its accept loops have let go of the sockets.
     fn retire(&self, running: Running) {
         self.stop(&running);
-        let Running { socket, released, bound, .. } = running;
-        drop(socket);
+        let Running { sockets, released, bound, .. } = running;
+        drop(sockets);
         let released = released.into_inner().unwrap_or_else(PoisonError::into_inner);
         if let Err(mpsc::RecvTimeoutError::Timeout) = released.recv_timeout(RELEASE) {
-            tracing::warn!("the accept loop on {bound} still holds its socket after {RELEASE:?}");
+            tracing::warn!("an accept loop on {bound} still holds its socket after {RELEASE:?}");
         }
     }
 
@@ -232,58 +249,59 @@ impl Listeners {
         self.show();
     }
 
-    fn bind(&self, address: SocketAddr) -> io::Result<(Arc<TcpListener>, SocketAddr)> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        // What is accepted inherits these.
-        socket.set_tcp_keepalive(&keep_alive())?;
-        #[cfg(target_os = "linux")]
-        socket.set_tcp_user_timeout(Some(CLIENT_SILENCE))?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let _runtime = self.runtime.enter();
-        let listener = TcpListener::from_std(socket.into())?;
-        let bound = listener.local_addr()?;
-        Ok((Arc::new(listener), bound))
+    fn bind(&self, address: SocketAddr) -> io::Result<(Sockets, SocketAddr)> {
+        let workers = self.workers.handles();
+        if workers.len() > 1 && address.port() != 0 {
+            // Another process of ours could share the address silently; alone, a socket cannot.
+            bound_socket(address, false)?;
+        }
+        let (mut sockets, mut bound) = (Vec::with_capacity(workers.len()), address);
+        for worker in workers {
+            let socket = bound_socket(bound, workers.len() > 1)?;
+            socket.listen(BACKLOG)?;
+            let _runtime = worker.enter();
+            let listener = TcpListener::from_std(socket.into())?;
+            bound = listener.local_addr()?; // what port 0 became
+            sockets.push(Arc::new(listener));
+        }
+        Ok((sockets, bound))
     }
 
-    fn start(&self, config: ListenerConfig, socket: Arc<TcpListener>, bound: SocketAddr) -> Running {
+    fn start(
+        &self,
+        config: ListenerConfig,
+        tls: Option<Arc<ServerTls>>,
+        sockets: Sockets,
+        bound: SocketAddr,
+    ) -> Running {
         let (stop, stopping) = watch::channel(false);
-        let route_config = Arc::new(ArcSwap::from_pointee(config.route_config.clone()));
-        let gateway: Arc<str> = config.name.as_str().into();
-        let app =
-            Engine::build(Arc::clone(&self.shared), gateway, Arc::clone(&route_config), stopping.clone());
+        let gateway = Gateway::new(&config.name, &config.route_config, tls, Arc::clone(&self.shared));
+        let gateway = Arc::new(gateway);
         let handed_over = Arc::new(AtomicBool::new(false));
-        let (holds, released) = mpsc::channel();
-        let accepting = Accepting {
-            socket: Arc::clone(&socket),
-            app: Arc::clone(&app),
-            shared: Arc::clone(&self.shared),
-            stopping,
-            connections: JoinSet::new(),
-        };
-        // Counted from here: a stop must not overlook a loop that has not run yet.
-        let counted = self.shared.connections.accepting();
-        self.runtime.spawn(accepting.run(Arc::clone(&handed_over), self.drain_timeout, (holds, counted)));
-        tracing::info!("listener `{}` on {bound}", config.name);
-        Running {
-            config,
-            socket,
-            bound,
-            route_config,
-            app,
-            stop,
-            handed_over,
-            released: Mutex::new(released),
+        let (holds, released) = mpsc::channel::<()>();
+        for (worker, socket) in self.workers.handles().iter().zip(&sockets) {
+            let accepting = Accepting {
+                socket: Arc::clone(socket),
+                gateway: Arc::clone(&gateway),
+                stopping: stopping.clone(),
+                connections: JoinSet::new(),
+            };
+            // Counted from here: a stop must not overlook a loop that has not run yet.
+            let counted = self.shared.connections.accepting();
+            let run = accepting.run(Arc::clone(&handed_over), self.drain_timeout, (holds.clone(), counted));
+            worker.spawn(run);
         }
+        tracing::info!("listener `{}` on {bound}", config.name);
+        Running { config, sockets, bound, gateway, stop, handed_over, released: Mutex::new(released) }
     }
 
     fn stop(&self, running: &Running) {
+        running.gateway.stop();
         running.stop.send_replace(true);
-        let app = Arc::clone(&running.app);
-        // Wakes connections that wait for a next request.
-        self.runtime.spawn(async move { app.cleanup().await });
+        for worker in self.workers.handles() {
+            // Connections that wait for a next request look up.
+            worker.spawn(async { timer::wake_all() });
+        }
         tracing::info!("listener `{}` on {} stops", running.config.name, running.bound);
     }
 
@@ -298,13 +316,53 @@ impl Listeners {
 }
 
 impl Running {
-    /// Follows what may change while it runs.
-    fn update(&mut self, config: &ListenerConfig) {
-        if self.config != *config {
-            self.route_config.store(Arc::new(config.route_config.clone()));
-            self.config = config.clone();
+    /// Follows what may change while it runs: all of it, or nothing.
+    fn update(
+        &mut self,
+        config: &ListenerConfig,
+        prepared: Option<Result<Prepared, String>>,
+    ) -> Result<(), String> {
+        if self.config == *config {
+            return Ok(());
         }
+        let current = self.gateway.tls.load_full();
+        match (&config.tls, prepared.transpose()?, current) {
+            (None, _, Some(_)) => self.gateway.tls.store(None),
+            (Some(_), Some(prepared), Some(current)) => current.publish(prepared),
+            (Some(_), Some(prepared), None) => {
+                let tls = server_tls(&self.gateway.shared, prepared)?;
+                self.gateway.tls.store(Some(tls));
+            }
+            _ => {}
+        }
+        self.gateway.route_config.store(Arc::new(config.route_config.clone()));
+        self.config = config.clone();
+        Ok(())
     }
+}
+
+/// What a closed listener was.
+type Was = (ListenerConfig, Option<Arc<ServerTls>>, SocketAddr);
+
+fn server_tls(shared: &Shared, prepared: Prepared) -> Result<Arc<ServerTls>, String> {
+    shared.live.tls.server(prepared).map_err(|error| error.to_string())
+}
+
+/// A socket on `address`. What it accepts inherits its options.
+fn bound_socket(address: SocketAddr, shared_by_cores: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_keepalive(&keep_alive())?;
+    socket.set_tcp_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(CLIENT_SILENCE))?;
+    #[cfg(unix)]
+    if shared_by_cores {
+        socket.set_reuse_port(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 /// Whether a socket on one of two addresses keeps another one from the other.
@@ -326,9 +384,8 @@ fn keep_alive() -> TcpKeepalive {
 /// An accept loop and the connections it accepted.
 struct Accepting {
     socket: Arc<TcpListener>,
-    app: Arc<HttpProxy<Engine>>,
-    shared: Arc<Shared>,
-    stopping: ShutdownWatch,
+    gateway: Arc<Gateway>,
+    stopping: watch::Receiver<bool>,
     /// They end with the loop, so that none of a listener that is gone stays for ever.
     connections: JoinSet<()>,
 }
@@ -368,7 +425,7 @@ impl Accepting {
                     self.admit(stream, peer);
                 }
                 Err(error) => {
-                    self.shared.connections.stats.accept_errors.fetch_add(1, Ordering::Relaxed);
+                    self.gateway.shared.connections.stats.accept_errors.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!("accept failed: {error}");
                     // Not beyond a stop: others may wait for the socket.
                     if tokio::time::timeout(pause, stopping.changed()).await.is_ok() {
@@ -391,64 +448,12 @@ impl Accepting {
     }
 
     fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!("{peer} left at once: {error}");
-            return;
-        }
-        if let Some(admitted) = self.shared.connections.admit() {
-            let connections = Arc::clone(&self.shared.connections);
-            let opening = Downstream::open(stream, peer, connections, HEAD_TIMEOUT);
-            let served = serve(opening, Arc::clone(&self.app), self.stopping.clone(), admitted);
-            self.connections.spawn(served);
-        }
-    }
-}
-
-/// One client connection, from its first byte to its end.
-async fn serve(
-    opening: impl Future<Output = Option<Downstream>>,
-    app: Arc<HttpProxy<Engine>>,
-    stopping: ShutdownWatch,
-    admitted: Admitted,
-) {
-    // A watch of its own: the engine has still to see the change that this one sees.
-    let mut told = stopping.clone();
-    let last_call = async {
-        // An error means that the listener is gone, which is a stop too.
-        let _ = told.wait_for(|stop| *stop).await;
-        tokio::time::sleep(LAST_CALL).await;
-    };
-    let downstream = tokio::select! {
-        biased;
-        opened = opening => opened,
-        // Without a request there is nothing to finish; one that is on its way may still come.
-        () = last_call => None,
-    };
-    let Some(downstream) = downstream else { return };
-    if downstream.is_http2() {
-        app.process_new(Box::new(downstream), &stopping).await;
-    } else {
-        serve_http1(Box::new(downstream), &app, &stopping).await;
-    }
-    drop(admitted); // counted until here, whichever way it ended
-}
-
-/// The requests of an HTTP/1 connection, one after the other.
-async fn serve_http1(stream: Stream, app: &Arc<HttpProxy<Engine>>, stopping: &ShutdownWatch) {
-    let mut session = ServerSession::new_http1(stream);
-    session.set_keepalive(Some(KEEP_ALIVE));
-    loop {
-        let Some(reused) = app.process_new_http(session, stopping).await else { return };
-        let (stream, settings) = reused.consume();
-        if *stopping.borrow() {
-            return;
-        }
-        if let Some(downstream) = (*stream).as_any().downcast_ref::<Downstream>() {
-            downstream.expect_head();
-        }
-        session = ServerSession::new_http1(stream);
-        if let Some(settings) = settings {
-            settings.apply_to_session(&mut session);
+        if let Some(admitted) = self.gateway.shared.connections.admit() {
+            let served = connection::serve(stream, peer, Arc::clone(&self.gateway));
+            self.connections.spawn(async move {
+                served.await;
+                drop(admitted); // counted until here, whichever way it ended
+            });
         }
     }
 }

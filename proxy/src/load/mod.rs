@@ -2,19 +2,21 @@
 //!
 //! - [`integral`]: exact time-weighted concurrency.
 //! - [`histogram`]: durations in fixed buckets, without a lock.
+//! - [`shard`]: a part of each counter for each core.
 //!
 //! One shared record per live endpoint and per version, carried across updates, so that an update
 //! never resets what is in flight.
 
 mod histogram;
 mod integral;
+pub(crate) mod shard;
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -23,6 +25,8 @@ use arc_swap::ArcSwap;
 
 pub(crate) use histogram::{BOUNDS, Histogram};
 pub(crate) use integral::{Concurrency, FOLD_EVERY};
+
+use shard::Sharded;
 
 /// Microseconds since the process first asked; monotonic, the same for every thread.
 pub(crate) fn now_micros() -> u64 {
@@ -39,9 +43,13 @@ pub(crate) struct EndpointLoad {
     /// The id it registered with, for people.
     pub(crate) id: Arc<str>,
     pub(crate) address: SocketAddr,
+    /// One word for all cores, unlike other counters: balancing compares it at every pick, and adding
+    /// up parts would read a line of every core. Endpoints are many, so that few cores meet at one.
     pub(crate) concurrency: Concurrency,
-    /// Requests that were given to it, retries included.
+    /// Requests that were given to it, retries included. In the cache line that `concurrency` brings.
     pub(crate) requests: AtomicU64,
+    /// Whether it left the table: connections to it are not kept.
+    pub(crate) gone: AtomicBool,
 }
 
 impl EndpointLoad {
@@ -53,6 +61,7 @@ impl EndpointLoad {
             address,
             concurrency: Concurrency::default(),
             requests: AtomicU64::new(0),
+            gone: AtomicBool::new(false),
         }
     }
 }
@@ -63,7 +72,7 @@ pub(crate) struct VersionLoad {
     pub(crate) service: Arc<str>,
     /// Empty for clusters of foreign servers, whose names have no version in them.
     pub(crate) version: Arc<str>,
-    pub(crate) concurrency: Concurrency,
+    pub(crate) concurrency: ShardedConcurrency,
     /// Copied on write: it gains an entry at the first request through another gateway.
     gateways: ArcSwap<Vec<Arc<Series>>>,
 }
@@ -75,8 +84,18 @@ impl VersionLoad {
         Self {
             service: service.into(),
             version: version.into(),
-            concurrency: Concurrency::default(),
+            concurrency: ShardedConcurrency::default(),
             gateways: ArcSwap::default(),
+        }
+    }
+
+    /// Counts in the counters of requests that came through `gateway`.
+    pub(crate) fn count(&self, gateway: &Arc<str>, count: impl FnOnce(&Series)) {
+        let gateways = self.gateways.load();
+        let known = gateways.iter().find(|s| Arc::ptr_eq(&s.gateway, gateway));
+        match known.or_else(|| gateways.iter().find(|s| s.gateway == *gateway)) {
+            Some(series) => count(series),
+            None => count(&self.series(gateway)),
         }
     }
 
@@ -129,8 +148,13 @@ impl Aborted {
 #[derive(Debug)]
 pub(crate) struct Series {
     pub(crate) gateway: Arc<str>,
-    /// Finished requests by class of status: 1xx to 5xx, at 0 those that got no response because the
-    /// client left, and at 6 those whose response was cut by anyone but the client, whatever its
+    counts: Sharded<Counts>,
+}
+
+/// One core's part of a [`Series`].
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// By class: no response, 1xx … 5xx, and 6: cut by the endpoint, or by time, after a head whose
     /// status had promised.
     pub(crate) classes: [AtomicU64; 7],
     /// Responses that were cut, in the order of [`Aborted::NAMES`].
@@ -146,15 +170,28 @@ pub(crate) struct Series {
 
 impl Series {
     pub(crate) fn new(gateway: Arc<str>) -> Self {
-        Self {
-            gateway,
-            classes: Default::default(),
-            aborted: Default::default(),
-            durations: Histogram::default(),
-            retries: AtomicU64::new(0),
-            no_endpoint: AtomicU64::new(0),
-            timeouts: AtomicU64::new(0),
-        }
+        Self { gateway, counts: Sharded::default() }
+    }
+
+    /// This core's part.
+    pub(crate) fn here(&self) -> &Counts {
+        self.counts.here()
+    }
+
+    /// The sum of a counter over all cores.
+    pub(crate) fn sum(&self, of: impl Fn(&Counts) -> &AtomicU64) -> u64 {
+        self.counts.parts().map(|part| of(part).load(Ordering::Relaxed)).sum()
+    }
+
+    /// The count of each bucket of durations (not cumulative), and their sum in µs.
+    pub(crate) fn durations(&self) -> ([u64; BOUNDS.len() + 1], u64) {
+        self.counts.parts().fold(([0; BOUNDS.len() + 1], 0), |(mut counts, sum), part| {
+            let (more, micros) = part.durations.read();
+            for (count, more) in counts.iter_mut().zip(more) {
+                *count += more;
+            }
+            (counts, sum + micros)
+        })
     }
 
     /// A request ended with `status` (0: none was sent) after `micros`.
@@ -164,11 +201,40 @@ impl Series {
             (_, class @ ..6) => class,
             _ => 0,
         };
-        self.classes[class].fetch_add(1, Ordering::Relaxed);
+        let counts = self.here();
+        counts.classes[class].fetch_add(1, Ordering::Relaxed);
         if let Some(aborted) = aborted {
-            self.aborted[aborted as usize].fetch_add(1, Ordering::Relaxed);
+            counts.aborted[aborted as usize].fetch_add(1, Ordering::Relaxed);
         }
-        self.durations.record(micros);
+        counts.durations.record(micros);
+    }
+}
+
+/// [`Concurrency`] with a part for each core. What starts in a part ends in it.
+#[derive(Debug, Default)]
+pub(crate) struct ShardedConcurrency(Sharded<Concurrency>);
+
+impl ShardedConcurrency {
+    /// One more in flight since `now`; returns the part it is to end in.
+    pub(crate) fn start(&self, now: u64) -> usize {
+        let part = shard::here();
+        self.0.at(part).start(now);
+        part
+    }
+
+    /// One less in flight since `now`.
+    pub(crate) fn end(&self, part: usize, now: u64) {
+        self.0.at(part).end(now);
+    }
+
+    /// How many are in flight.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.0.parts().map(Concurrency::in_flight).sum()
+    }
+
+    /// The integral up to `now` since the record was made, in µs·requests. It never goes back.
+    pub(crate) fn integral(&self, now: u64) -> u64 {
+        self.0.parts().map(|part| part.integral(now)).sum()
     }
 }
 
@@ -256,10 +322,10 @@ mod tests {
         let records = Records::default();
         let name: Arc<str> = "checkout/v1".into();
         let load = records.version(&name);
-        load.concurrency.start(1);
+        let part = load.concurrency.start(1);
         records.prune(|_| false, |_| true);
         assert!(Arc::ptr_eq(&load, &records.version(&name)));
-        load.concurrency.end(2);
+        load.concurrency.end(part, 2);
         drop(load);
         records.prune(|_| false, |_| true);
         assert!(records.versions().is_empty());
@@ -280,10 +346,9 @@ mod tests {
         series.finished(200, 1, Some(Aborted::Upstream));
         series.finished(200, 1, Some(Aborted::Timeout));
         series.finished(0, 1, Some(Aborted::Client));
-        let read = |counters: &[AtomicU64]| -> Vec<u64> {
-            counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect()
-        };
-        assert_eq!(read(&series.classes), [1, 0, 2, 0, 0, 0, 2]);
-        assert_eq!(read(&series.aborted), [1, 2, 1]);
+        let classes: Vec<u64> = (0..7).map(|i| series.sum(|c| &c.classes[i])).collect();
+        let aborted: Vec<u64> = (0..3).map(|i| series.sum(|c| &c.aborted[i])).collect();
+        assert_eq!((classes, aborted), (vec![1, 0, 2, 0, 0, 0, 2], vec![1, 2, 1]));
+        assert_eq!(series.durations().1, 5);
     }
 }

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use config::bootstrap::ProxySettings;
+use config::{
+    bootstrap::ProxySettings,
+    xds::listener::{ListenerConfig, ListenerTls},
+};
 use envoy_types::pb::envoy::{
     config::core::v3::{Node, node::UserAgentVersionType},
     service::discovery::v3::{
@@ -25,9 +28,11 @@ use super::{
     servers::{Servers, root_cause},
 };
 use crate::{
-    edge::listener::Listeners,
+    cluster::ClusterTls,
+    edge::listener::{Listeners, PreparedTls},
     load::now_micros,
     shared::{ConfigurationView, Shared},
+    table::Change,
 };
 
 /// Bound on one attempt to connect, name resolution included.
@@ -46,6 +51,8 @@ const NEXT_ANSWER: Duration = WARMING_TIMEOUT.saturating_add(Duration::from_secs
 /// How long a new stream may be silent when not everything is held: doubles from the first to the
 /// last with each that was, as all servers may only be slow.
 const SILENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(1));
+/// How long files may take to be read: a network mount may hang, and the stream with it.
+const FILES: Duration = Duration::from_secs(10);
 /// How often a listener that could not be bound is tried again.
 const BIND_RETRY: Duration = Duration::from_millis(250);
 /// Flow-control windows of HTTP/2, in bytes, for a stream and a connection: the default of 64 KiB
@@ -229,7 +236,7 @@ impl Client {
             tokio::select! {
                 message = inbound.message() => {
                     let response = message?.ok_or(StreamError::Closed)?;
-                    let requests = self.take_in(response);
+                    let requests = self.take_in(response).await;
                     self.send(&outbox, requests).await?;
                 }
                 () = tokio::time::sleep_until(self.next_tick().into()) => self.tick(Some(&outbox)).await?,
@@ -237,7 +244,7 @@ impl Client {
         }
     }
 
-    fn take_in(&mut self, response: DeltaDiscoveryResponse) -> Vec<DeltaDiscoveryRequest> {
+    async fn take_in(&mut self, response: DeltaDiscoveryResponse) -> Vec<DeltaDiscoveryRequest> {
         let now = Instant::now();
         self.heard_at = Some(now);
         self.patience = SILENCE.0;
@@ -246,7 +253,7 @@ impl Client {
         }
         self.shared.xds.updates.fetch_add(1, Ordering::Relaxed);
         let update = self.cache.on_response(response, now);
-        let requests = self.carry_out(update);
+        let requests = self.carry_out(update).await;
         self.shared.xds.last_update.store(now_micros(), Ordering::Relaxed);
         requests
     }
@@ -290,17 +297,19 @@ impl Client {
     }
 
     /// Publishes first, acknowledges last: returns what is to be sent now.
-    fn carry_out(&mut self, update: Update) -> Vec<DeltaDiscoveryRequest> {
+    async fn carry_out(&mut self, update: Update) -> Vec<DeltaDiscoveryRequest> {
+        let ready = self.ready_tls(&update.upserts).await;
         let live = &self.shared.live;
         let mut requests = update.requests;
         match update.listeners {
             None => live.publish(update.upserts.into_iter().chain(update.removals)),
             Some(wanted) => {
                 live.publish(update.upserts);
-                requests.extend(self.bind(&wanted));
+                requests.extend(self.bind(&wanted).await);
                 self.shared.live.publish(update.removals);
             }
         }
+        drop(ready); // until here, so that the publication finds what was read
         self.unsaved |= update.changed;
         self.disarm();
         // A state in the middle of a change would have to wait at start for what may never come.
@@ -322,8 +331,52 @@ impl Client {
         }
     }
 
-    fn bind(&mut self, wanted: &[config::xds::listener::ListenerConfig]) -> Vec<DeltaDiscoveryRequest> {
-        let outcomes = self.listeners.apply(wanted);
+    /// Reads what TLS to endpoints needs, where no publication waits for a disk.
+    async fn ready_tls(&self, upserts: &[Change]) -> Vec<ClusterTls> {
+        let wanted = upserts.iter().filter_map(|change| match change {
+            Change::Cluster(config, _) => Some(ClusterTls::new(config.tls.clone()?, config.http2)),
+            _ => None,
+        });
+        let wanted: Vec<ClusterTls> = wanted.collect();
+        if wanted.is_empty() {
+            return wanted;
+        }
+        let tls = self.shared.live.tls.clone();
+        let read = move || {
+            for cluster in &wanted {
+                let _ = cluster.prepare(&tls); // told when it is published
+            }
+            wanted
+        };
+        let reading = tokio::task::spawn_blocking(read);
+        tokio::time::timeout(FILES, reading).await.ok().and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// Reads the certificates of listeners that are new or changed.
+    async fn prepare_tls(&self, wanted: &[ListenerConfig]) -> PreparedTls {
+        let unprepared = self.listeners.unprepared(wanted);
+        if unprepared.is_empty() {
+            return PreparedTls::default();
+        }
+        let names: Vec<String> = unprepared.iter().map(|(name, _)| name.clone()).collect();
+        let tls = self.shared.live.tls.clone();
+        let read = move || {
+            let read = |wanted: &ListenerTls| tls.prepare(wanted).map_err(|error| error.to_string());
+            unprepared.into_iter().map(|(name, wanted)| (name, read(&wanted))).collect()
+        };
+        let reading = tokio::task::spawn_blocking(read);
+        match tokio::time::timeout(FILES, reading).await {
+            Ok(Ok(prepared)) => prepared,
+            _ => {
+                let error = || Err(format!("its certificates could not be read in {FILES:?}"));
+                names.into_iter().map(|name| (name, error())).collect()
+            }
+        }
+    }
+
+    async fn bind(&mut self, wanted: &[ListenerConfig]) -> Vec<DeltaDiscoveryRequest> {
+        let prepared = self.prepare_tls(wanted).await;
+        let outcomes = self.listeners.apply(wanted, prepared);
         let failed = !self.listeners.errors().is_empty();
         self.retry_binding = failed.then(|| Instant::now() + BIND_RETRY);
         let outcomes = outcomes.iter().map(|(name, outcome)| (name.as_str(), outcome.clone()));
@@ -367,10 +420,10 @@ impl Client {
         let mut requests = Vec::new();
         if self.retry_binding.is_some_and(|at| now >= at) {
             let wanted = self.cache.live_listeners();
-            requests.extend(self.bind(&wanted));
+            requests.extend(self.bind(&wanted).await);
         }
         let update = self.cache.on_time(now);
-        requests.extend(self.carry_out(update));
+        requests.extend(self.carry_out(update).await);
         match outbox {
             Some(outbox) => self.send(outbox, requests).await,
             None => Ok(()),
@@ -419,7 +472,7 @@ impl Client {
             "no server gives a configuration: running on the last good configuration ({count} resources)"
         );
         // No stream holds these nonces, so there is nothing to send.
-        let _ = self.carry_out(update);
+        let _ = self.carry_out(update).await;
         self.shared.xds.on_last_good.store(true, Ordering::Relaxed);
         true
     }

@@ -288,7 +288,7 @@ fn difference(
 // ---- resources ----
 
 pub fn cluster(name: &str, protocol: config::Protocol) -> (ResourceType, String, Vec<u8>) {
-    let value = config::xds::cluster::encode(&name.parse().unwrap(), protocol).encode_to_vec();
+    let value = config::xds::cluster::encode(&name.parse().unwrap(), protocol, None).encode_to_vec();
     (ResourceType::Cluster, name.to_owned(), value)
 }
 
@@ -309,7 +309,7 @@ pub fn endpoints(name: &str, addresses: &[SocketAddr]) -> (ResourceType, String,
 }
 
 pub fn listener(name: &str, listen: SocketAddr) -> (ResourceType, String, Vec<u8>) {
-    let gateway = config::Gateway { name: name.parse().unwrap(), listen };
+    let gateway = config::Gateway { name: name.parse().unwrap(), listen, tls: None };
     (ResourceType::Listener, name.to_owned(), config::xds::listener::encode(&gateway).encode_to_vec())
 }
 

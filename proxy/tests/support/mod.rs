@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod control;
+pub mod http2;
 
 use std::{
     net::SocketAddr,

@@ -1,6 +1,6 @@
 //! Applying manifests.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
 
 use axum::{
     Json,
@@ -16,7 +16,10 @@ use super::{
     request::{Actor, MAX_MANIFEST, Queried, WriteQuery, answer, no_if_match, text},
     types::{ErrorAnswer, Files, WriteAnswer},
 };
-use crate::registry::write::{Refusal, Write};
+use crate::{
+    certificates,
+    registry::write::{Refusal, Write},
+};
 
 /// The content type of several files at once.
 const FILES: &str = "application/vnd.sluicegate.files+json";
@@ -26,7 +29,8 @@ const MAX_FILE_NAME: usize = 200;
 /// Applies manifest documents, all of them or none.
 ///
 /// The body is YAML or JSON, or several named files. `x-sluicegate-source` names a single body in
-/// errors.
+/// errors. Certificates, keys and authorities that gateways and services name are read by the server,
+/// by their absolute path, and a bad one is refused.
 #[utoipa::path(
     post, path = "/v1/apply", tag = "manifests",
     params(
@@ -57,11 +61,28 @@ pub(super) async fn apply(
     } else {
         vec![(source.to_owned(), text)]
     };
-    // Large manifests take a while to read; the runtime has better things to do meanwhile.
-    let documents = tokio::task::spawn_blocking(move || read(&files)).await;
+    // Large manifests take a while to read, and so do the certificates they name; the runtime has
+    // better things to do meanwhile.
+    let documents = tokio::task::spawn_blocking(move || read_and_check(&files)).await;
     let documents = documents.map_err(|e| Refusal::Store(format!("reading the manifest failed: {e}")))??;
     let done = api.registry.write(Write::Apply(documents), &actor, query.dry_run).await?;
     Ok(Json(answer(&api, done, query.dry_run, waiting).await))
+}
+
+/// Reads every document of every file, and the certificates they name, or says all that is wrong.
+fn read_and_check(files: &[(String, String)]) -> Result<Vec<Located>, Refusal> {
+    let documents = read(files)?;
+    check_certificates(&documents)?;
+    Ok(documents)
+}
+
+/// Reads the certificates that `documents` name, or says all that is wrong with them.
+pub(crate) fn check_certificates<'d>(
+    documents: impl IntoIterator<Item = &'d Located>,
+) -> Result<(), Refusal> {
+    let mut errors = Errors::default();
+    certificates::check(documents, SystemTime::now(), &mut errors);
+    if errors.is_empty() { Ok(()) } else { Err(Refusal::Invalid(errors.into_vec())) }
 }
 
 /// Reads every document of every file, or says all that is wrong.

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{fleet::Fleet, metrics::Metrics, registry::Registry, timeline::Timeline};
 pub(crate) use answer::error_body;
-pub(crate) use manifests::read as read_manifests;
+pub(crate) use manifests::{check_certificates, read as read_manifests};
 pub use server::serve;
 
 /// What every handler shares.

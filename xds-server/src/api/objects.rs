@@ -18,8 +18,8 @@ use super::{
     answer::ApiError,
     request::{Actor, MAX_BODY, Named, Queried, WriteQuery, answer, if_match, json},
     types::{
-        EndpointView, ErrorAnswer, Gateways, Routes, ServiceView, Services, SplitBody, VersionView,
-        WriteAnswer,
+        EndpointView, ErrorAnswer, Gateways, Routes, ServiceView, Services, SplitBody, UpstreamTlsView,
+        VersionView, WriteAnswer,
     },
 };
 use crate::registry::{
@@ -70,7 +70,12 @@ fn view(world: &World, entry: &Entry<Service>) -> ServiceView {
         }
     });
     let protocol = Protocol::ALL.into_iter().find(|(_, p)| *p == service.protocol);
+    let tls = service
+        .tls
+        .as_ref()
+        .map(|tls| UpstreamTlsView { ca: tls.ca.display().to_string(), sni: tls.sni.clone() });
     ServiceView {
+        tls,
         name: service.name.clone(),
         protocol: protocol.map_or("", |(word, _)| word).to_owned(),
         revision: entry.revision,

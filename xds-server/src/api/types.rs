@@ -160,10 +160,22 @@ pub struct ServiceView {
     pub name: ServiceName,
     /// `http`, `h2c`, `grpc` or `tcp`.
     pub protocol: String,
+    /// How proxies reach its instances over TLS; left out when they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<UpstreamTlsView>,
     /// The revision that last changed it; its `ETag`.
     pub revision: u64,
     /// Its versions, by name.
     pub versions: Vec<VersionView>,
+}
+
+/// How proxies reach the instances of a service over TLS.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct UpstreamTlsView {
+    /// The PEM file of the authorities that are trusted.
+    pub ca: String,
+    /// The name that is sent, and that their certificates are for.
+    pub sni: String,
 }
 
 /// A version and its endpoints.
@@ -208,7 +220,8 @@ pub struct EndpointView {
 pub struct Gateways {
     /// The revision this is a view of.
     pub revision: u64,
-    /// The gateways, in the shape of their manifest, each with its `revision`.
+    /// The gateways, in the shape of their manifest (`tls` only if they have it), each with its
+    /// `revision`.
     #[schema(value_type = Vec<Object>)]
     pub gateways: Vec<serde_json::Value>,
 }

@@ -11,13 +11,15 @@ use crate::snapshot::{Resource, Update};
 /// The new form of everything in `touched`.
 pub(super) fn compile(world: &World, touched: &Touched) -> Vec<Update> {
     let clusters = touched.clusters.iter().map(|name| {
-        let message = world.protocol_of(name).map(|protocol| xds::cluster::encode(name, protocol));
+        let message = world
+            .service_of(name)
+            .map(|service| xds::cluster::encode(name, service.protocol, service.tls.as_ref()));
         update(ResourceType::Cluster, &name.to_string(), message)
     });
     let assignments = touched.assignments.iter().map(|name| {
         // A version without endpoints has an empty assignment: clients wait for one (xDS protocol,
         // "Resource warming").
-        let message = world.protocol_of(name).map(|_| {
+        let message = world.service_of(name).map(|_| {
             let endpoints = world.endpoints_of(name);
             xds::assignment::encode(name, endpoints.iter().map(AsRef::as_ref))
         });

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use config::{
-    ClusterName, Endpoint, EndpointId, Gateway, GatewayName, Lease, Protocol, Route, RouteName, Service,
-    ServiceName, Split, VersionName, manifest::Document,
+    ClusterName, Endpoint, EndpointId, Gateway, GatewayName, Lease, Route, RouteName, Service, ServiceName,
+    Split, VersionName, manifest::Document,
 };
 use imbl::{OrdMap, OrdSet};
 
@@ -100,10 +100,10 @@ impl World {
         declared.chain(registered.map(Arc::clone)).collect()
     }
 
-    /// The protocol of a version, if it exists.
-    pub fn protocol_of(&self, cluster: &ClusterName) -> Option<Protocol> {
+    /// The service of a version, if the version exists.
+    pub fn service_of(&self, cluster: &ClusterName) -> Option<&Service> {
         let service = &self.services.get(&cluster.service)?.value;
-        service.versions.contains_key(&cluster.version).then_some(service.protocol)
+        service.versions.contains_key(&cluster.version).then_some(service)
     }
 
     /// The routes attached to a gateway, by name.

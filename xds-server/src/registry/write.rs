@@ -220,7 +220,8 @@ fn touch_service(world: &World, old: Option<&Service>, new: &Service, effect: &m
         let cluster = ClusterName::new(new.name.clone(), version.clone());
         let before = old.and_then(|s| s.versions.get(version));
         let after = new.versions.get(version);
-        if before.is_some() != after.is_some() || old.is_none_or(|s| s.protocol != new.protocol) {
+        let same = |s: &Service| s.protocol == new.protocol && s.tls == new.tls;
+        if before.is_some() != after.is_some() || !old.is_some_and(same) {
             effect.touched.clusters.insert(cluster.clone());
         }
         if before != after {

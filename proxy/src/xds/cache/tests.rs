@@ -9,7 +9,7 @@ use super::*;
 type Encoded = (ResourceType, String, Vec<u8>);
 
 fn cluster(name: &str) -> Encoded {
-    let value = config::xds::cluster::encode(&name.parse().unwrap(), Protocol::Http).encode_to_vec();
+    let value = config::xds::cluster::encode(&name.parse().unwrap(), Protocol::Http, None).encode_to_vec();
     (ResourceType::Cluster, name.into(), value)
 }
 
@@ -28,7 +28,7 @@ fn endpoints(name: &str, ports: &[u16]) -> Encoded {
 }
 
 fn listener(name: &str, port: u16) -> Encoded {
-    let gateway = Gateway { name: name.parse().unwrap(), listen: ([127, 0, 0, 1], port).into() };
+    let gateway = Gateway { name: name.parse().unwrap(), listen: ([127, 0, 0, 1], port).into(), tls: None };
     (ResourceType::Listener, name.into(), config::xds::listener::encode(&gateway).encode_to_vec())
 }
 

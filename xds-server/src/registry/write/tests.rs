@@ -116,3 +116,13 @@ fn a_live_split_is_kept_while_its_versions_are_there() {
     let other = WITHOUT_V2.replace("shop", "new");
     assert_eq!(kept(r#"{"v2":3}"#, &other), r#"{"v1":1}"#);
 }
+
+#[test]
+fn another_tls_of_a_service_makes_other_clusters_and_nothing_else() {
+    let clear = world(SHOP);
+    let secured = format!("{SHOP}tls: {{ca: /ca.pem, sni: shop.internal}}\n");
+    let (world, effect) = apply(&clear, &secured);
+    let touched = effect.unwrap().touched;
+    assert_eq!((touched.clusters.len(), touched.assignments.len(), touched.routes.len()), (3, 0, 0));
+    assert!(!apply(&world, &secured).1.unwrap().is_change());
+}

@@ -1,0 +1,316 @@
+//! One request and its response, both directions at once: a response may begin before the request has
+//! ended, and be preceded by interim ones (RFC 9110 §15.2). Whatever is spoken on either side.
+
+use std::{
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use super::{
+    super::upstream,
+    Frame,
+    client::{Client, NoBody},
+    up::{Event, Failed, Up},
+};
+use crate::{load::Aborted, worker::timer::Timer};
+
+/// How long a client may take nothing of what waits for it, or leave its request body waiting.
+pub(super) const SLOWNESS: Duration = Duration::from_mins(1);
+/// Bytes of a request's body that are kept until its response begins, to send them once more.
+const KEPT: usize = 16 * 1024;
+
+/// How an attempt to exchange a request for a response ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The response was sent to its end.
+    Complete,
+    /// The endpoint failed before any byte of a response.
+    Died(Failed),
+    /// Nothing was sent to the client yet, and it is to be told this.
+    Refused(Refused),
+    /// The response had begun and was cut, or nobody is left to tell.
+    Cut(Aborted),
+}
+
+/// Whose fault it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// The endpoint sent no valid response.
+    Broken,
+    /// The endpoint was silent.
+    TimedOut,
+    /// The client's body is no valid body.
+    BadBody,
+    /// The client's body did not come.
+    SlowBody,
+}
+
+/// The body of a request over all attempts to send it.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    /// The frames so far, as long as they are few.
+    kept: Vec<Frame>,
+    bytes: usize,
+    /// Whether any was not kept.
+    forgotten: bool,
+}
+
+impl Sent {
+    /// Whether all of the body that was taken from the client is still here.
+    pub(super) fn is_replayable(&self) -> bool {
+        !self.forgotten
+    }
+
+    fn keep(&mut self, frame: &Frame) {
+        if self.forgotten {
+            return;
+        }
+        self.bytes += frame.len();
+        if self.bytes > KEPT || self.kept.len() > 100 {
+            self.forget();
+        } else {
+            self.kept.push(frame.clone());
+        }
+    }
+
+    fn forget(&mut self) {
+        self.forgotten = true;
+        self.kept = Vec::new();
+    }
+}
+
+/// Everything an attempt works with.
+pub(super) struct Exchange<'a, C> {
+    pub(super) client: &'a mut C,
+    pub(super) up: Up,
+    timer: &'a Timer,
+    sent: &'a mut Sent,
+    /// Frames of `sent` that were sent again.
+    replayed: usize,
+    /// On its way to the endpoint, and how many of its bytes the client is still owed.
+    rising: Option<(Frame, usize)>,
+    rises: Rises,
+    /// On its way to the client.
+    falling: Option<Frame>,
+    /// Whether something waits for the client in a buffer of its own.
+    flushing: bool,
+    /// Whether the endpoint's response came to its end.
+    ended: bool,
+    /// How long the client may leave its body waiting before the response has begun.
+    body_patience: Duration,
+    /// Whether an interim response went on.
+    interim: bool,
+    /// Of the response, once its head was read.
+    pub(super) status: u16,
+    /// Of the body of the response.
+    pub(super) bytes_sent: u64,
+}
+
+/// What the request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rises {
+    Client,
+    Endpoint,
+    /// All of it was sent.
+    Over,
+    /// The endpoint takes no more of it; it may answer even so.
+    Broken,
+}
+
+impl<'a, C: Client> Exchange<'a, C> {
+    /// `has_body` says that more than the head is to come.
+    pub(super) fn new(
+        client: &'a mut C,
+        up: Up,
+        timer: &'a Timer,
+        sent: &'a mut Sent,
+        has_body: bool,
+        body_patience: Duration,
+    ) -> Self {
+        timer.set(upstream::SILENCE);
+        Self {
+            client,
+            up,
+            timer,
+            sent,
+            replayed: 0,
+            rising: None,
+            rises: if has_body { Rises::Client } else { Rises::Over },
+            falling: None,
+            flushing: false,
+            ended: false,
+            body_patience,
+            interim: false,
+            status: 0,
+            bytes_sent: 0,
+        }
+    }
+
+    /// Whether the endpoint has the whole request.
+    pub(super) fn is_sent(&self) -> bool {
+        self.rises == Rises::Over
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if let Poll::Ready(Err(end)) = self.poll_up(cx) {
+            return Poll::Ready(end);
+        }
+        if let Poll::Ready(end) = self.poll_down(cx) {
+            return Poll::Ready(end);
+        }
+        if self.client.poll_gone(cx).is_ready() {
+            return Poll::Ready(End::Cut(Aborted::Client));
+        }
+        self.poll_time(cx)
+    }
+
+    /// The request. Ready when there is nothing more to send.
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        while matches!(self.rises, Rises::Client | Rises::Endpoint) {
+            if let Some((frame, owed)) = &mut self.rising {
+                let before = frame.len();
+                let sent = self.up.poll_send(cx, frame);
+                let passed = (before - frame.len()).min(*owed);
+                *owed -= passed;
+                if passed > 0 {
+                    self.client.passed_on(passed);
+                }
+                self.rises = Rises::Endpoint;
+                let ended = frame.ends();
+                match ready!(sent) {
+                    Ok(()) => self.rising = None,
+                    Err(()) => self.rises = Rises::Broken,
+                }
+                if ended && self.rising.is_none() {
+                    self.rises = Rises::Over;
+                }
+                continue;
+            }
+            self.rises = Rises::Endpoint;
+            if ready!(self.up.poll_room(cx)).is_err() {
+                self.rises = Rises::Broken;
+                break;
+            }
+            match self.poll_frame(cx) {
+                Poll::Ready(Ok(frame)) => self.rising = Some(frame),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.no_body(error))),
+                Poll::Pending => {
+                    if ready!(self.up.poll_flush(cx)).is_err() {
+                        self.rises = Rises::Broken;
+                        break;
+                    }
+                    self.rises = Rises::Client;
+                    return Poll::Pending;
+                }
+            }
+        }
+        if self.rises == Rises::Over && ready!(self.up.poll_flush(cx)).is_err() {
+            self.rises = Rises::Broken;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The next frame of the request, and how many bytes of it are new.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Frame, usize), NoBody>> {
+        if let Some(frame) = self.sent.kept.get(self.replayed) {
+            self.replayed += 1;
+            return Poll::Ready(Ok((frame.clone(), 0)));
+        }
+        let frame = ready!(self.client.poll_body(cx))?;
+        self.sent.keep(&frame);
+        self.replayed += 1;
+        let len = frame.len();
+        Poll::Ready(Ok((frame, len)))
+    }
+
+    fn no_body(&self, error: NoBody) -> End {
+        match error {
+            NoBody::Bad if self.status == 0 => End::Refused(Refused::BadBody),
+            NoBody::Bad | NoBody::Gone => End::Cut(Aborted::Client),
+        }
+    }
+
+    /// The response.
+    fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        const GONE: Poll<End> = Poll::Ready(End::Cut(Aborted::Client));
+        loop {
+            if let Some(frame) = &mut self.falling {
+                let before = frame.len();
+                let sent = self.client.poll_send(cx, frame);
+                let passed = before - frame.len();
+                if passed > 0 {
+                    self.bytes_sent += passed as u64;
+                    self.up.passed_on(passed);
+                }
+                if ready!(sent).is_err() {
+                    return GONE;
+                }
+                self.ended |= frame.ends();
+                self.falling = None;
+            }
+            let next = if self.ended { Poll::Pending } else { self.up.poll_next(cx) };
+            match next {
+                Poll::Ready(Ok(Event::Body(frame))) => self.falling = Some(frame),
+                Poll::Ready(Ok(Event::Head(response, ends))) => {
+                    self.status = response.status().as_u16();
+                    self.sent.forget();
+                    self.ended = ends;
+                    if self.client.send_head(*response, ends).is_err() {
+                        return GONE;
+                    }
+                }
+                Poll::Ready(Ok(Event::Interim(response))) => {
+                    self.interim = true;
+                    self.client.send_interim(response);
+                }
+                Poll::Ready(Err(failed)) => return Poll::Ready(self.failed(failed)),
+                Poll::Pending => {
+                    let flushed = self.client.poll_flush(cx);
+                    self.flushing = flushed.is_pending();
+                    if ready!(flushed).is_err() {
+                        return GONE;
+                    }
+                    return if self.ended { Poll::Ready(End::Complete) } else { Poll::Pending };
+                }
+            }
+        }
+    }
+
+    fn failed(&self, failed: Failed) -> End {
+        match failed {
+            _ if self.status > 0 => End::Cut(Aborted::Upstream),
+            Failed::Broken => End::Refused(Refused::Broken),
+            _ if self.interim => End::Refused(Refused::Broken),
+            failed => End::Died(failed),
+        }
+    }
+
+    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let waits = if self.falling.is_some() || self.flushing {
+            Waits::ForClient(SLOWNESS)
+        } else if self.rises == Rises::Client && self.status == 0 {
+            Waits::ForBody(self.body_patience)
+        } else {
+            Waits::ForEndpoint
+        };
+        if !self.timer.has_passed(cx) {
+            // Something moved, or this would not have been called.
+            self.timer.set(match waits {
+                Waits::ForClient(patience) | Waits::ForBody(patience) => patience,
+                Waits::ForEndpoint => upstream::SILENCE,
+            });
+            return Poll::Pending;
+        }
+        Poll::Ready(match (self.status, waits) {
+            (1.., _) | (_, Waits::ForClient(_)) => End::Cut(Aborted::Timeout),
+            (0, Waits::ForBody(_)) => End::Refused(Refused::SlowBody),
+            (0, Waits::ForEndpoint) => End::Refused(Refused::TimedOut),
+        })
+    }
+}
+
+enum Waits {
+    ForClient(Duration),
+    ForBody(Duration),
+    ForEndpoint,
+}

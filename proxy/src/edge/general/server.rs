@@ -1,0 +1,247 @@
+//! A client's connection of HTTP/2: one task for it and all of its streams. Each turn takes what came,
+//! lets the streams that were woken go on, and sends what all of them had to say in one write.
+
+use std::{
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use h2::{Reason, server};
+
+use super::{
+    super::{gateway::Gateway, lean::incoming::Incoming, stream::Stream},
+    exchange::SLOWNESS,
+    request::{self, Fate, Peer},
+    signal::Signal,
+    wire::Wire,
+};
+use crate::worker::timer::Timer;
+
+/// Streams at once of one client (RFC 9113 §6.5.2 wants no less).
+const STREAMS: u32 = 100;
+/// Bytes of a request's body that wait in a stream for a slow endpoint. What a client far away may have
+/// on its way: 20 Mbit/s at 100 ms.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same of all streams of a connection.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes of a response that wait in a stream for the connection.
+const SEND_BUFFER: usize = 32 * 1024;
+/// Bytes of a request's head, as RFC 9113 §6.5.2 counts them.
+const HEAD: u32 = 64 * 1024;
+/// How long the beginning of a connection may take.
+const PREFACE: Duration = Duration::from_secs(15);
+/// How long a connection without a stream is kept.
+const IDLE: Duration = Duration::from_mins(1);
+/// How long a client may take to say good-bye after the last stream.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Streams that a client may cut before their answer, beyond those that it let be answered. Whoever cuts
+/// more makes work for nothing (CVE-2023-44487).
+const CANCELLED: u32 = 200;
+/// How often a turn goes round before other connections have theirs.
+const ROUNDS: usize = 4;
+
+/// Serves a connection to its end. Some of it may have been read.
+pub(crate) async fn serve(stream: Stream, peer: SocketAddr, read: Incoming, gateway: &Gateway) {
+    let peer = Peer {
+        socket: peer,
+        address: peer.ip().to_canonical().to_string(),
+        proto: if stream.is_tls() { "https" } else { "http" },
+    };
+    let wire = Wire::new(stream, read);
+    let timer = Timer::new();
+    let Some(connection) = handshake(&wire, &timer).await else { return };
+    let mut turns = Turns {
+        connection,
+        wire,
+        gateway,
+        open: |request, respond| request::serve(gateway, &peer, request, respond),
+        streams: FuturesUnordered::new(),
+        signal: Signal::new(),
+        timer: &timer,
+        sent: 0,
+        cancelled: 0,
+        stopping: false,
+        waits: Waits::Nothing,
+    };
+    let waker = Waker::from(Arc::clone(&turns.signal));
+    poll_fn(|cx| turns.poll(cx, &waker)).await;
+    let Turns { connection, mut streams, .. } = turns;
+    drop(connection); // the streams that are left learn of it, and end
+    timer.set(FAREWELL);
+    poll_fn(|cx| {
+        loop {
+            match streams.poll_next_unpin(cx) {
+                Poll::Ready(Some(_)) => {}
+                Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Pending if timer.has_passed(cx) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await;
+}
+
+/// Reads the client's preface; `None` when none comes in time.
+async fn handshake(wire: &Wire, timer: &Timer) -> Option<server::Connection<Wire, Bytes>> {
+    let mut handshake = pin!(builder().handshake(wire.clone()));
+    timer.set(PREFACE);
+    poll_fn(|cx| {
+        let result = handshake.as_mut().poll(cx);
+        if matches!(wire.poll_send(cx), Poll::Ready(Err(_))) {
+            return Poll::Ready(None);
+        }
+        match result {
+            Poll::Ready(connection) => Poll::Ready(connection.ok()),
+            Poll::Pending if timer.has_passed(cx) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+fn builder() -> server::Builder {
+    let mut builder = server::Builder::new();
+    builder
+        .max_concurrent_streams(STREAMS)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEAD)
+        .max_send_buffer_size(SEND_BUFFER);
+    builder
+}
+
+/// What a connection is given time for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    /// Its streams have timers of their own.
+    Nothing,
+    /// The client takes what was sent.
+    Sending,
+    /// A request comes.
+    Idle,
+    /// The client closes.
+    Farewell,
+}
+
+/// A connection with its streams.
+struct Turns<'a, O, F> {
+    connection: server::Connection<Wire, Bytes>,
+    wire: Wire,
+    gateway: &'a Gateway,
+    open: O,
+    streams: FuturesUnordered<F>,
+    signal: Arc<Signal>,
+    timer: &'a Timer,
+    /// Bytes that had gone out at the last turn.
+    sent: u64,
+    cancelled: u32,
+    /// Whether the client was told that no more requests are taken.
+    stopping: bool,
+    waits: Waits,
+}
+
+impl<O, F> Turns<'_, O, F>
+where
+    O: Fn(http::Request<h2::RecvStream>, server::SendResponse<Bytes>) -> F,
+    F: Future<Output = Fate>,
+{
+    /// One turn. Ready when the connection is over.
+    fn poll(&mut self, cx: &mut Context<'_>, waker: &Waker) -> Poll<()> {
+        self.signal.begin(cx.waker());
+        let over = self.poll_all(cx, waker);
+        // Also when it is over: the last word is among it.
+        let sent = self.wire.poll_send(cx);
+        if over || matches!(sent, Poll::Ready(Err(_))) {
+            return Poll::Ready(());
+        }
+        let timed_out = self.poll_time(cx, sent.is_pending());
+        self.signal.end();
+        timed_out
+    }
+
+    /// Whether the connection is over.
+    fn poll_all(&mut self, cx: &mut Context<'_>, waker: &Waker) -> bool {
+        if !self.stopping && self.gateway.is_stopping() {
+            self.stop();
+        }
+        for _ in 0..ROUNDS {
+            if self.signal.take() && self.poll_connection(&mut Context::from_waker(waker)) {
+                return true;
+            }
+            self.poll_streams(cx);
+            if !self.signal.is_raised() {
+                break;
+            }
+        }
+        false
+    }
+
+    /// Takes what came and writes what is to go. Whether the connection is over.
+    fn poll_connection(&mut self, cx: &mut Context<'_>) -> bool {
+        loop {
+            match self.connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => self.streams.push((self.open)(request, respond)),
+                // An error has been answered with a GOAWAY, as far as that was possible.
+                Poll::Ready(Some(Err(_)) | None) => return true,
+                Poll::Pending => return false,
+            }
+        }
+    }
+
+    fn poll_streams(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(Some(fate)) = self.streams.poll_next_unpin(cx) {
+            match fate {
+                Fate::Answered => self.cancelled = self.cancelled.saturating_sub(1),
+                Fate::Cancelled => self.cancelled += 1,
+            }
+            if self.cancelled == CANCELLED {
+                self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                self.signal.raise();
+            }
+        }
+    }
+
+    /// Says good-bye: no more requests than those that are on their way (RFC 9113 §6.8).
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.connection.graceful_shutdown();
+        self.signal.raise();
+    }
+
+    fn poll_time(&mut self, cx: &mut Context<'_>, sending: bool) -> Poll<()> {
+        let waits = match (sending, self.streams.is_empty(), self.stopping) {
+            (true, ..) => Waits::Sending,
+            (false, true, true) => Waits::Farewell,
+            (false, true, false) => Waits::Idle,
+            (false, false, _) => Waits::Nothing,
+        };
+        let sent = self.wire.sent();
+        let moved = std::mem::replace(&mut self.sent, sent) != sent;
+        if waits != self.waits || (moved && waits != Waits::Nothing) {
+            self.waits = waits;
+            match waits {
+                Waits::Nothing => self.timer.clear(),
+                Waits::Sending => self.timer.set(SLOWNESS),
+                Waits::Idle => self.timer.set(IDLE),
+                Waits::Farewell => self.timer.set(FAREWELL),
+            }
+        }
+        if !self.timer.has_passed(cx) {
+            return Poll::Pending;
+        }
+        if waits == Waits::Idle {
+            self.stop();
+            self.waits = Waits::Farewell;
+            self.timer.set(FAREWELL);
+            _ = self.timer.has_passed(cx);
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+}

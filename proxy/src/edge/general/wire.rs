@@ -1,0 +1,153 @@
+//! The bytes of a connection below `h2`. It flushes after each frame of data; here they gather until the
+//! connection's task has done all that can be done now, and leave in one write.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::super::{lean::incoming::Incoming, stream::Stream};
+use crate::worker::buffer::Output;
+
+/// Bytes that wait at most before `h2` has to.
+const MOST: usize = 64 * 1024;
+
+/// A connection that `h2` and its task share. The lock is never contended: both are one task.
+#[derive(Clone, Debug)]
+pub(super) struct Wire(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    stream: Stream,
+    /// What was read before `h2` took over.
+    read: Incoming,
+    /// Not held while there is nothing.
+    out: Option<Output>,
+    /// Whether TLS may hold something back.
+    unsent: bool,
+    /// Bytes that went out, ever.
+    sent: u64,
+    /// Bytes that came, ever.
+    received: u64,
+}
+
+impl Wire {
+    pub(super) fn new(stream: Stream, read: Incoming) -> Self {
+        Self(Arc::new(Mutex::new(Inner { stream, read, out: None, unsent: false, sent: 0, received: 0 })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what has gathered.
+    pub(super) fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.lock().poll_drain(cx)
+    }
+
+    /// Bytes that came so far.
+    pub(super) fn received(&self) -> u64 {
+        self.lock().received
+    }
+
+    /// Bytes that went out so far.
+    pub(super) fn sent(&self) -> u64 {
+        self.lock().sent
+    }
+}
+
+impl Inner {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(out) = &mut self.out {
+            while !out.is_done() {
+                self.unsent = true;
+                let n = ready!(self.stream.poll_send(cx, out.rest()))?;
+                if n == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.sent += n as u64;
+                out.advance(n);
+            }
+            self.out = None;
+        }
+        if self.unsent {
+            ready!(self.stream.poll_sent(cx))?;
+            self.unsent = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_gather(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.out.as_mut().is_some_and(|out| out.bytes().len() >= MOST) {
+            ready!(self.poll_drain(cx))?;
+        }
+        let out = self.out.get_or_insert_with(Output::new).bytes();
+        let n = bytes.len().min(MOST - out.len());
+        out.extend_from_slice(&bytes[..n]);
+        Poll::Ready(Ok(n))
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.lock();
+        if inner.read.is_empty() {
+            let before = buf.filled().len();
+            let read = Pin::new(&mut inner.stream).poll_read(cx, buf);
+            inner.received += (buf.filled().len() - before) as u64;
+            return read;
+        }
+        let bytes = inner.read.bytes();
+        let n = bytes.len().min(buf.remaining());
+        buf.put_slice(&bytes[..n]);
+        inner.read.consume(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.lock().poll_gather(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        all: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut inner = self.lock();
+        let mut gathered = 0;
+        for bytes in all.iter().filter(|bytes| !bytes.is_empty()) {
+            match inner.poll_gather(cx, bytes) {
+                Poll::Ready(Ok(n)) => {
+                    gathered += n;
+                    if n < bytes.len() {
+                        break;
+                    }
+                }
+                _ if gathered > 0 => break,
+                other => return other,
+            }
+        }
+        Poll::Ready(Ok(gathered))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// Nothing: see [`Wire::poll_send`].
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.lock();
+        ready!(inner.poll_drain(cx))?;
+        inner.stream.poll_close(cx)
+    }
+}

@@ -1,0 +1,187 @@
+//! Files → what they hold, with a fingerprint of the bytes it was made of. Blocking.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use config::{
+    tls::{Certificate, CertificateFiles, FileError, MAX_FILE, Validity},
+    xds::listener::ListenerTls,
+};
+use rustls::{RootCertStore, client::WebPkiServerVerifier};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+
+use super::suites;
+
+/// How often a file that changes while it is read is read again at once.
+const ATTEMPTS: usize = 3;
+/// How long before its end a certificate that is loaded is warned of.
+const SOON: Duration = Duration::from_hours(72);
+
+/// Why a listener or a cluster cannot have the TLS it is to have. Displays with the file at fault.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsError {
+    /// A file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file was written to each time it was read.
+    #[error("{0}: keeps changing while it is read; replace it by renaming a whole one over it")]
+    Unsettled(String),
+    /// A listener without a certificate.
+    #[error("a listener that terminates TLS has no certificate; give at least one")]
+    NoCertificate,
+    /// A protocol that cannot be offered (RFC 7301 §3.1: 1 to 255 bytes).
+    #[error("{0:?} cannot be offered by ALPN; give 1 to 255 bytes, for example `h2`")]
+    Alpn(String),
+    /// A server name that nothing can be verified against.
+    #[error(
+        "the server name {0:?} is not a DNS name; give the name that the certificate of the endpoints is for"
+    )]
+    Sni(String),
+    /// The provider of cryptography refused.
+    #[error("TLS cannot be set up: {0}")]
+    Setup(String),
+}
+
+/// Stands for the bytes of one or two files, or for their not being there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fingerprint(u128);
+
+impl Fingerprint {
+    pub(super) fn of_pair(files: &CertificateFiles) -> Self {
+        Self::of(&[&files.cert, &files.key])
+    }
+
+    pub(super) fn of_authority(ca: &Path) -> Self {
+        Self::of(&[ca])
+    }
+
+    fn of(paths: &[&Path]) -> Self {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        for path in paths {
+            // The length first, so that bytes cannot move from one file to the next unseen.
+            match bytes(path) {
+                Ok(bytes) => {
+                    hash.update(&(bytes.len() as u64).to_le_bytes());
+                    hash.update(&bytes);
+                }
+                Err(error) => {
+                    hash.update(&u64::MAX.to_le_bytes());
+                    hash.update(error.to_string().as_bytes());
+                }
+            }
+        }
+        Self(hash.digest128())
+    }
+}
+
+/// Up to one byte more than is allowed: what is too large is refused by who parses it.
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    // Asked before it is opened: opening a pipe waits for a writer.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut content = Vec::new();
+    File::open(path)?.take(MAX_FILE as u64 + 1).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// A certificate that can be shown, and where it came from.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) files: CertificateFiles,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) certificate: Certificate,
+    /// Hexadecimal, as issuers and browsers write it.
+    pub(super) serial: String,
+    pub(super) at: SystemTime,
+}
+
+impl Loaded {
+    /// Reads both files. What has expired is loaded all the same, with a warning.
+    pub(super) fn read(files: &CertificateFiles) -> Result<Arc<Self>, TlsError> {
+        let (fingerprint, certificate) = settled(
+            || Fingerprint::of_pair(files),
+            || config::tls::read(files),
+            || files.cert.display().to_string(),
+        )?;
+        let at = SystemTime::now();
+        warn_of_validity(files, &certificate, at);
+        let serial = serial(&certificate);
+        Ok(Arc::new(Self { files: files.clone(), fingerprint, certificate, serial, at }))
+    }
+
+    /// All certificates of a listener, in its order.
+    pub(super) fn read_all(tls: &ListenerTls) -> Result<Vec<Arc<Self>>, TlsError> {
+        if tls.certificates.is_empty() {
+            return Err(TlsError::NoCertificate);
+        }
+        tls.certificates.iter().map(Self::read).collect()
+    }
+}
+
+fn warn_of_validity(files: &CertificateFiles, certificate: &Certificate, now: SystemTime) {
+    let path = files.cert.display();
+    match certificate.validity(now) {
+        Validity::Expired => tracing::warn!("the certificate {path} has expired; clients will refuse it"),
+        Validity::NotYet => tracing::warn!("the certificate {path} is not valid yet; clients will refuse it"),
+        Validity::Valid if certificate.not_after < now + SOON => {
+            tracing::warn!("the certificate {path} expires within three days");
+        }
+        Validity::Valid => {}
+    }
+}
+
+fn serial(certificate: &Certificate) -> String {
+    let leaf = certificate.key.cert.first();
+    let parsed = leaf.and_then(|leaf| Some(X509Certificate::from_der(leaf).ok()?.1));
+    parsed.map(|certificate| certificate.raw_serial_as_string()).unwrap_or_default()
+}
+
+/// Trusted authorities as something that verifies, and what it was made of.
+#[derive(Debug)]
+pub(super) struct Roots {
+    pub(super) fingerprint: Fingerprint,
+    pub(super) verifier: Arc<WebPkiServerVerifier>,
+    /// How many authorities.
+    pub(super) count: usize,
+    pub(super) at: SystemTime,
+}
+
+impl Roots {
+    pub(super) fn read(ca: &Path) -> Result<Arc<Self>, TlsError> {
+        let (fingerprint, store): (_, RootCertStore) = settled(
+            || Fingerprint::of_authority(ca),
+            || config::tls::read_ca(ca),
+            || ca.display().to_string(),
+        )?;
+        let count = store.len();
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), suites::provider())
+            .build()
+            .map_err(|error| TlsError::Setup(error.to_string()))?;
+        Ok(Arc::new(Self { fingerprint, verifier, count, at: SystemTime::now() }))
+    }
+}
+
+/// What `read` gives, when the bytes were the same before and after: what was read half before a
+/// change and half after it is neither of both, and would stay.
+fn settled<T>(
+    fingerprint: impl Fn() -> Fingerprint,
+    read: impl Fn() -> Result<T, FileError>,
+    path: impl Fn() -> String,
+) -> Result<(Fingerprint, T), TlsError> {
+    let mut before = fingerprint();
+    for _ in 0..ATTEMPTS {
+        let content = read();
+        let after = fingerprint();
+        if before == after {
+            return Ok((after, content?));
+        }
+        before = after;
+    }
+    Err(TlsError::Unsettled(path()))
+}
