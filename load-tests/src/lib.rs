@@ -5,7 +5,7 @@
 //! - [`sluicegate`]: the binary under test, its server and its proxies.
 //! - [`backend`]: HTTP instances in this process, which count and time what reaches them.
 //! - [`api`]: the API as a client sees it. [`traffic`]: steady requests and what became of them.
-//! - [`peers`]: Envoy, HAProxy and nginx. [`figures`]: min, median, p99, max.
+//! - [`bench`]: proxies side by side. [`peers`]: Envoy, HAProxy and nginx. [`figures`]: min, median, p99, max.
 //! - [`until`]: waiting for a condition with a deadline; the only way anything here waits.
 //!
 //! Tests are in `tests/`, measurements in `src/bin/`. Traffic goes to loopback only.
@@ -19,6 +19,7 @@
 
 pub mod api;
 pub mod backend;
+pub mod bench;
 pub mod figures;
 pub mod peers;
 pub mod process;

@@ -177,9 +177,8 @@ async fn a_slow_reader_holds_up_its_endpoint_and_nobody_else() {
 async fn a_slow_endpoint_holds_up_its_client() {
     let upstream = Backend::start(async |request, mut respond| {
         let mut body = request.into_body();
-        // Takes nothing until it is asked by another request's end, which is that of this stream.
-        let Ok((body, _)) = read_later(&mut body).await else { return };
-        let response = Response::builder().header("x-bytes", body).body(()).unwrap();
+        let Ok(bytes) = read_later(&mut body).await else { return };
+        let response = Response::builder().header("x-bytes", bytes).body(()).unwrap();
         respond.send_response(response, true).unwrap();
     })
     .await;
@@ -197,14 +196,14 @@ async fn a_slow_endpoint_holds_up_its_client() {
 }
 
 /// Reads a body whose sender was stopped by flow control first.
-async fn read_later(body: &mut h2::RecvStream) -> Result<(usize, ()), h2::Error> {
+async fn read_later(body: &mut h2::RecvStream) -> Result<usize, h2::Error> {
     let mut held = 0;
     while body.flow_control().available_capacity() > 0 {
         let Some(data) = body.data().await else { break };
         held += data?.len();
     }
     body.flow_control().release_capacity(held)?;
-    Ok((held + read(body).await?.0.len(), ()))
+    Ok(held + read(body).await?.0.len())
 }
 
 #[tokio::test]
@@ -275,7 +274,7 @@ async fn what_an_endpoint_refuses_unprocessed_is_sent_again() {
     let upstream = Backend::start(move |request, mut respond| {
         let number = count.fetch_add(1, Ordering::SeqCst);
         async move {
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 // With some of its body taken.
                 _ = request.into_body().data().await;
                 return respond.send_reset(Reason::REFUSED_STREAM);
@@ -385,7 +384,7 @@ async fn grpc_is_told_of_our_errors_as_it_expects() {
     assert_eq!(status(&client.ask(call("/a.B/C"), b"\0\0\0\0\0").await.unwrap()), "14");
     // Metrics count what it is in HTTP.
     let of = r#"requests_total{gateway="edge",service="shop",version="v1",class="5xx"}"#;
-    assert_eq!(proxy.metric(of).await, 2.0);
+    assert!((proxy.metric(of).await - 2.0).abs() < 0.1);
 
     let listener = tokio::net::TcpListener::bind(support::ANY).await.unwrap();
     control.set([control::endpoints("shop/v1", &[listener.local_addr().unwrap()])]);

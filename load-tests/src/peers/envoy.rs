@@ -20,7 +20,7 @@ pub struct Envoy {
 }
 
 /// The real binary: what pip puts on the path is a Python script that starts it.
-fn binary() -> Option<PathBuf> {
+pub fn binary() -> Option<PathBuf> {
     let script = "import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent / '_bin' / 'envoy')";
     // What .ci/install made for this checkout, or else what is on the path.
     let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/bin/python");

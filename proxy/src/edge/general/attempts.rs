@@ -109,10 +109,10 @@ pub(crate) async fn answer(
         let (status, bytes_sent, up) = (exchange.status, exchange.bytes_sent, exchange.up);
         let end = match end {
             End::Complete => {
-                if let (Up::Http1(up), Some(endpoint), true) = (up, journey.endpoint(), is_sent) {
-                    if let Some(stream) = up.into_reusable() {
-                        pool::put(endpoint, stream);
-                    }
+                if let (Up::Http1(up), Some(endpoint), true) = (up, journey.endpoint(), is_sent)
+                    && let Some(stream) = up.into_reusable()
+                {
+                    pool::put(endpoint, stream);
                 }
                 Ended::Complete
             }

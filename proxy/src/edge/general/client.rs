@@ -56,6 +56,17 @@ impl Stream {
         send.send_trailers(trailers).map_err(|_| Gone)
     }
 
+    /// Reads what the client still sends, and forgets it; ready at its end.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.body.is_end_stream() {
+            match ready!(self.body.poll_data(cx)) {
+                Some(Ok(data)) => self.passed_on(data.len()),
+                Some(Err(_)) | None => break,
+            }
+        }
+        Poll::Ready(())
+    }
+
     /// Cuts it.
     pub(super) fn reset(&mut self, reason: h2::Reason) {
         self.respond.send_reset(reason);

@@ -287,30 +287,33 @@ impl<'a, C: Client> Exchange<'a, C> {
 
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let waits = if self.falling.is_some() || self.flushing {
-            Waits::ForClient(SLOWNESS)
+            Waits::Client(SLOWNESS)
         } else if self.rises == Rises::Client && self.status == 0 {
-            Waits::ForBody(self.body_patience)
+            Waits::Body(self.body_patience)
         } else {
-            Waits::ForEndpoint
+            Waits::Endpoint
         };
         if !self.timer.has_passed(cx) {
             // Something moved, or this would not have been called.
             self.timer.set(match waits {
-                Waits::ForClient(patience) | Waits::ForBody(patience) => patience,
-                Waits::ForEndpoint => upstream::SILENCE,
+                Waits::Client(patience) | Waits::Body(patience) => patience,
+                Waits::Endpoint => upstream::SILENCE,
             });
             return Poll::Pending;
         }
         Poll::Ready(match (self.status, waits) {
-            (1.., _) | (_, Waits::ForClient(_)) => End::Cut(Aborted::Timeout),
-            (0, Waits::ForBody(_)) => End::Refused(Refused::SlowBody),
-            (0, Waits::ForEndpoint) => End::Refused(Refused::TimedOut),
+            (1.., _) | (_, Waits::Client(_)) => End::Cut(Aborted::Timeout),
+            (0, Waits::Body(_)) => End::Refused(Refused::SlowBody),
+            (0, Waits::Endpoint) => End::Refused(Refused::TimedOut),
         })
     }
 }
 
+/// What an exchange waits for, and how long.
 enum Waits {
-    ForClient(Duration),
-    ForBody(Duration),
-    ForEndpoint,
+    /// That it takes the response.
+    Client(Duration),
+    /// The body of the request.
+    Body(Duration),
+    Endpoint,
 }

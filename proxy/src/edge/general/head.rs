@@ -22,8 +22,9 @@ pub(super) fn host(parts: &Parts) -> Result<&str, HeadError> {
         return Err(HeadError { status: 405, reason: "CONNECT is not supported" });
     }
     let target = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
-    let valid = target.starts_with('/') && target.bytes().all(|byte| byte.is_ascii_graphic());
-    if !valid && !(parts.method == Method::OPTIONS && matches!(target, "" | "*")) {
+    let is_path = target.starts_with('/') && target.bytes().all(|byte| byte.is_ascii_graphic());
+    let is_server = parts.method == Method::OPTIONS && matches!(target, "" | "*");
+    if !is_path && !is_server {
         return Err(HeadError::bad("the path is not valid"));
     }
     let mut fields = parts.headers.get_all(HOST).iter();

@@ -348,7 +348,7 @@ pub(crate) async fn keep(mut departures: watch::Receiver<()>) {
         drop(gone); // wakes their tasks, while the pool is not borrowed
     }
     // The table is gone, and with it whoever would use a connection.
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Closes all of them.

@@ -1,6 +1,8 @@
 //! One stream of a client's connection: a request that is let in, answered and accounted for.
 
-use std::{fmt::Display, future::poll_fn, net::SocketAddr, sync::atomic::Ordering, task::Poll};
+use std::{
+    fmt::Display, future::poll_fn, net::SocketAddr, sync::atomic::Ordering, task::Poll, time::Duration,
+};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
@@ -22,6 +24,9 @@ use crate::{
     load::{Aborted, now_micros},
     worker::timer::Timer,
 };
+
+/// How long a client may go on with its request after the response.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Whose connection it is.
 #[derive(Debug)]
@@ -92,7 +97,10 @@ pub(super) async fn serve(
     };
     let outcome = attempts::answer(&mut call.stream, gateway, &asked, journey, &call.timer).await;
     match outcome.end {
-        Ended::Complete => call.settle(outcome.status, None, outcome.bytes_sent),
+        Ended::Complete => {
+            call.linger_after(outcome.status, outcome.bytes_sent).await;
+            Fate::Answered
+        }
         Ended::Refused(refusal) => call.refuse(refusal.status(), &refusal).await,
         Ended::Cut(why) => call.cut(outcome.status, why, outcome.bytes_sent),
     }
@@ -127,6 +135,19 @@ impl Call<'_> {
         if aborted == Some(Aborted::Client) && status == 0 { Fate::Cancelled } else { Fate::Answered }
     }
 
+    /// The whole response was sent. What the client still sends is read for a while: some clients take
+    /// the end of a stream that they still send on for a fault, whatever its reason, and forget the
+    /// response.
+    async fn linger_after(mut self, status: u16, bytes_sent: u64) {
+        self.account.settle(status, None, bytes_sent);
+        self.timer.set(LINGER);
+        poll_fn(|cx| {
+            let over = self.stream.poll_discard(cx).is_ready();
+            if over || self.timer.has_passed(cx) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
     /// The response is not whole, and the client is told so as it understands it best.
     fn cut(mut self, status: u16, why: Aborted, bytes_sent: u64) -> Fate {
         let text = "the endpoint broke off its response";
@@ -159,10 +180,11 @@ impl Call<'_> {
             })
             .await;
         }
-        match told {
-            true => self.settle(status.as_u16(), None, 0),
-            false => self.cut(0, Aborted::Client, 0),
+        if !told {
+            return self.cut(0, Aborted::Client, 0);
         }
+        self.linger_after(status.as_u16(), 0).await;
+        Fate::Answered
     }
 }
 

@@ -43,6 +43,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Streams that a client may cut before their answer, beyond those that it let be answered. Whoever cuts
 /// more makes work for nothing (CVE-2023-44487).
 const CANCELLED: u32 = 200;
+/// What a client still sends after the last word is read for so long and up to so much: a close with
+/// unread bytes would reset the connection, and the last word be lost.
+const LINGER: (Duration, usize) = (Duration::from_secs(2), 4 << 20);
 /// How often a turn goes round before other connections have theirs.
 const ROUNDS: usize = 4;
 
@@ -71,18 +74,19 @@ pub(crate) async fn serve(stream: Stream, peer: SocketAddr, read: Incoming, gate
     };
     let waker = Waker::from(Arc::clone(&turns.signal));
     poll_fn(|cx| turns.poll(cx, &waker)).await;
-    let Turns { connection, mut streams, .. } = turns;
+    let Turns { connection, mut streams, wire, .. } = turns;
     drop(connection); // the streams that are left learn of it, and end
-    timer.set(FAREWELL);
+    timer.set(LINGER.0);
+    let mut budget = LINGER.1;
     poll_fn(|cx| {
-        loop {
+        let ended = loop {
             match streams.poll_next_unpin(cx) {
                 Poll::Ready(Some(_)) => {}
-                Poll::Ready(None) => return Poll::Ready(()),
-                Poll::Pending if timer.has_passed(cx) => return Poll::Ready(()),
-                Poll::Pending => return Poll::Pending,
+                ended => break ended.is_ready(),
             }
-        }
+        };
+        let silent = wire.poll_discard(cx, &mut budget).is_ready();
+        if (ended && silent) || timer.has_passed(cx) { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
 }

@@ -5,7 +5,7 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -29,6 +29,9 @@ struct Inner {
     out: Option<Output>,
     /// Whether TLS may hold something back.
     unsent: bool,
+    /// Whom to tell that there is room again: `h2` had more to say, and the socket's own waker may be
+    /// replaced by the task's since.
+    refused: Option<Waker>,
     /// Bytes that went out, ever.
     sent: u64,
     /// Bytes that came, ever.
@@ -37,7 +40,15 @@ struct Inner {
 
 impl Wire {
     pub(super) fn new(stream: Stream, read: Incoming) -> Self {
-        Self(Arc::new(Mutex::new(Inner { stream, read, out: None, unsent: false, sent: 0, received: 0 })))
+        Self(Arc::new(Mutex::new(Inner {
+            stream,
+            read,
+            out: None,
+            unsent: false,
+            refused: None,
+            sent: 0,
+            received: 0,
+        })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -47,6 +58,20 @@ impl Wire {
     /// Sends what has gathered.
     pub(super) fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.lock().poll_drain(cx)
+    }
+
+    /// Takes in what the other side still sends, and forgets it; ready when that is all, or more than
+    /// `budget` bytes.
+    pub(super) fn poll_discard(&self, cx: &mut Context<'_>, budget: &mut usize) -> Poll<()> {
+        let mut inner = self.lock();
+        loop {
+            inner.read = Incoming::default();
+            let Inner { stream, read, .. } = &mut *inner;
+            match ready!(read.poll_more(cx, stream)) {
+                Ok(n) if n > 0 && n < *budget => *budget -= n,
+                _ => return Poll::Ready(()),
+            }
+        }
     }
 
     /// Bytes that came so far.
@@ -78,12 +103,19 @@ impl Inner {
             ready!(self.stream.poll_sent(cx))?;
             self.unsent = false;
         }
+        if let Some(refused) = self.refused.take() {
+            refused.wake();
+        }
         Poll::Ready(Ok(()))
     }
 
     fn poll_gather(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.out.as_mut().is_some_and(|out| out.bytes().len() >= MOST) {
-            ready!(self.poll_drain(cx))?;
+            let drained = self.poll_drain(cx)?;
+            if drained.is_pending() {
+                self.refused = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
         }
         let out = self.out.get_or_insert_with(Output::new).bytes();
         let n = bytes.len().min(MOST - out.len());

@@ -9,8 +9,10 @@ use memchr::memmem;
 
 use super::{field, lines};
 
-/// Hexadecimal digits of a chunk's size, which then fits in 64 bits.
+/// Hexadecimal digits of a chunk's size. Recipients may count in signed 64 bits (§7.1 tells them to
+/// expect large numbers), so a size beyond is refused here rather than understood differently there.
 const DIGITS: u8 = 16;
+const MAX_SIZE: u64 = i64::MAX as u64;
 /// Bytes of a chunk's first line before its CR, with its extensions (RFC 9112 §7.1.1 asks for a bound).
 const LINE: u16 = 256;
 /// Bytes of a trailer section.
@@ -176,6 +178,9 @@ impl Chunked {
             Some(_) if self.digits == DIGITS => Err(ChunkError("the size of a chunk is too long")),
             Some(digit) => {
                 self.size = self.size << 4 | u64::from(digit);
+                if self.size > MAX_SIZE {
+                    return Err(ChunkError("the size of a chunk is too large"));
+                }
                 self.digits += 1;
                 self.count()?;
                 Ok(1)

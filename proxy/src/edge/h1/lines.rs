@@ -233,10 +233,12 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;
     }
-    text.iter().try_fold(0_u64, |number, byte| {
+    let number = text.iter().try_fold(0_u64, |number, byte| {
         let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
         number.checked_mul(10)?.checked_add(digit)
-    })
+    })?;
+    // Recipients may count in signed 64 bits.
+    i64::try_from(number).is_ok().then_some(number)
 }
 
 /// Why codings are not taken. Chunked must be there, once, and last (RFC 9112 §6.1, §6.3): 400. Others

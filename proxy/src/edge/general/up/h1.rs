@@ -35,6 +35,8 @@ pub(in super::super) struct Http1 {
     reading: Option<Reading>,
     to_head: bool,
     keep_alive: bool,
+    /// Whether any byte of the request was sent.
+    began: bool,
     /// Whether any byte of a response came.
     heard: bool,
 }
@@ -49,8 +51,9 @@ impl Http1 {
             writing: head.writing,
             incoming: Incoming::default(),
             reading: None,
-            to_head: head.to_head,
+            to_head: head.is_head,
             keep_alive: false,
+            began: false,
             heard: false,
         }
     }
@@ -83,7 +86,10 @@ impl Http1 {
         }
         while !self.out.is_done() {
             match ready!(self.stream.poll_send(cx, self.out.rest())) {
-                Ok(n) if n > 0 => self.out.advance(n),
+                Ok(n) if n > 0 => {
+                    self.began = true;
+                    self.out.advance(n);
+                }
                 _ => return Poll::Ready(Err(())),
             }
         }
@@ -151,6 +157,7 @@ impl Http1 {
 
     fn on_close(&mut self, cleanly: bool) -> Result<Event, Failed> {
         match &mut self.reading {
+            None if !self.began => Err(Failed::Unprocessed),
             None if !self.heard => Err(Failed::Lost),
             Some(reading @ Reading::UntilClose) if cleanly => {
                 *reading = Reading::Over;
@@ -165,7 +172,7 @@ impl Http1 {
 pub(in super::super) struct Head {
     out: Output,
     writing: Writing,
-    to_head: bool,
+    is_head: bool,
 }
 
 impl Head {
@@ -183,6 +190,6 @@ impl Head {
             RequestBody::Length(_) => Writing::Plain,
             RequestBody::Chunked => Writing::Chunks,
         };
-        Ok(Self { out, writing, to_head: parts.method == http::Method::HEAD })
+        Ok(Self { out, writing, is_head: parts.method == http::Method::HEAD })
     }
 }

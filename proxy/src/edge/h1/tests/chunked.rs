@@ -144,10 +144,11 @@ fn fields_that_frame_route_or_vouch_are_not_trailers() {
 }
 
 #[test]
-fn sizes_have_up_to_64_bits() {
+fn sizes_have_up_to_63_bits() {
     let mut chunked = Chunked::default();
-    let step = chunked.advance(b"ffffffffffffffff\r\nabc").unwrap();
+    let step = chunked.advance(b"7fffffffffffffff\r\nabc").unwrap();
     assert_eq!((step.pass, step.next), (0..21, Next::Read));
+    assert!(framed("8000000000000000\r\n").is_err());
 }
 
 /// A body with chunks, extensions and trailers by chance; rarely with a byte of it wrong.
