@@ -16,9 +16,9 @@ use super::subject::Kind;
     after_help = "Examples:
   cargo run --release -p load-tests --bin peers
   cargo run --release -p load-tests --bin peers -- --scenarios all --picture peers.svg --check
-  cargo run --release -p load-tests --bin peers -- --scenarios c32,body-1m,tls* --rounds 7 --seconds 3
+  cargo run --release -p load-tests --bin peers -- --scenarios 'c32,tls*' --rounds 7
   cargo run --release -p load-tests --bin peers -- --scenarios c32 --subjects sluicegate,haproxy -o json
-  SLUICEGATE_BINARY=/tmp/other cargo run --release -p load-tests --bin peers"
+  SLUICEGATE_BINARY=target/dist/sluicegate cargo run --release -p load-tests --bin peers"
 )]
 pub struct Arguments {
     #[command(subcommand)]

@@ -46,7 +46,7 @@ pub fn become_program(cores: &[usize], program: &[OsString]) -> anyhow::Result<(
     Err(Command::new(name).args(arguments).exec()).with_context(|| format!("cannot start {}", name.display()))
 }
 
-/// As many file descriptors as there can be, up to [`WANTED`]; says how many there are.
+/// As many file descriptors as there can be, up to what is wanted; says how many there are.
 pub fn raise_limit() -> u64 {
     let (_, hard) = rlimit::getrlimit(rlimit::Resource::NOFILE).unwrap_or((1_024, 1_024));
     // Root may go above its hard limit; others keep to it.

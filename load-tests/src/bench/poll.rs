@@ -10,6 +10,7 @@ use std::{
 use rustix::{
     event::{Timespec, epoll},
     net::{AddressFamily, SocketFlags, SocketType, sockopt},
+    time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime},
 };
 
 pub use rustix::event::epoll::EventFlags;
@@ -20,12 +21,24 @@ const BATCH: usize = 512;
 pub struct Poll {
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
+    /// For times that whole milliseconds, epoll's own measure, are too coarse for.
+    timer: OwnedFd,
 }
+
+/// The token of the timer's events, which say nothing by themselves.
+const TIMER: u64 = u64::MAX - 1_000;
 
 impl Poll {
     pub fn new() -> io::Result<Self> {
         let none = epoll::Event { flags: EventFlags::empty(), data: epoll::EventData::new_u64(0) };
-        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, events: vec![none; BATCH] })
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let poll = Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            events: vec![none; BATCH],
+            timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
+        };
+        poll.add(&poll.timer, TIMER)?;
+        Ok(poll)
     }
 
     /// Tells of every change of readiness, until `source` is closed. A file descriptor that is used again
@@ -40,16 +53,23 @@ impl Poll {
         Ok(epoll::add(&self.epoll, source, epoll::EventData::new_u64(token), EventFlags::IN)?)
     }
 
-    /// Waits, and says how many events there are.
+    /// Waits, and says how many events there are. Time-outs are rounded up to milliseconds.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
-        let timeout = timeout.map(|t| Timespec {
-            tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(t.subsec_nanos()),
-        });
+        let timeout = timeout.map(timespec);
         match epoll::wait(&self.epoll, self.events.as_mut_slice(), timeout.as_ref()) {
             Err(rustix::io::Errno::INTR) => Ok(0),
             other => Ok(other?),
         }
+    }
+
+    /// The same with a time-out that is exact to microseconds, and costs a system call more.
+    pub fn wait_exactly(&mut self, timeout: Duration) -> io::Result<usize> {
+        if timeout.is_zero() {
+            return self.wait(Some(timeout));
+        }
+        let once = Itimerspec { it_interval: timespec(Duration::ZERO), it_value: timespec(timeout) };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+        self.wait(None)
     }
 
     /// The event at `index` of those that [`Poll::wait`] counted: its token and what has changed.
@@ -57,6 +77,13 @@ impl Poll {
         let event = self.events[index];
         let (data, flags) = (event.data, event.flags);
         (data.u64(), flags)
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
     }
 }
 

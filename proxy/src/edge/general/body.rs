@@ -16,6 +16,7 @@ use super::{
     },
     Frame,
 };
+use crate::worker::buffer::{self, Buffer};
 
 /// A body that is being read.
 #[derive(Debug)]
@@ -115,10 +116,23 @@ impl Reading {
     }
 }
 
+/// The first `n` bytes. Few are copied, so that they do not hold a whole buffer until they have left.
 fn take(incoming: &mut Incoming, n: usize) -> Bytes {
+    if n >= buffer::SIZE / 2 && n == incoming.bytes().len() {
+        return incoming.take_all().map_or_else(Bytes::new, |buffer| Bytes::from_owner(Lent(buffer)));
+    }
     let data = Bytes::copy_from_slice(&incoming.bytes()[..n]);
     incoming.consume(n);
     data
+}
+
+/// A buffer that goes back to its core when the last of its bytes have left.
+struct Lent(Buffer);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
 }
 
 /// A trailer section that was found valid.
@@ -242,6 +256,19 @@ mod tests {
         let frame = reading.take(&mut incoming).unwrap();
         assert!(matches!(frame, Some(Frame::Data(data, true)) if data == "hello"));
         assert_eq!((reading.is_over(), incoming.bytes()), (true, &b", world"[..]));
+    }
+
+    #[test]
+    fn a_full_buffer_passes_as_it_is() {
+        let (mut incoming, mut reading) = (Incoming::default(), Reading::from(RequestBody::Length(40_000)));
+        let bytes: Vec<u8> = (0..40_000_u32).map(|i| i as u8).collect();
+        incoming.append(&bytes[..buffer::SIZE]);
+        let place = incoming.bytes().as_ptr();
+        let Ok(Some(Frame::Data(data, false))) = reading.take(&mut incoming) else { panic!("no data") };
+        assert_eq!((data.as_ptr(), data == bytes[..buffer::SIZE]), (place, true));
+        incoming.append(&bytes[buffer::SIZE..]);
+        let rest = reading.take(&mut incoming).unwrap();
+        assert!(matches!(rest, Some(Frame::Data(rest, true)) if rest == bytes[buffer::SIZE..]));
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Lease {
     fn new(connection: &Connection) -> Self {
         let Connection { send, state } = connection;
         state.streams.fetch_add(1, Ordering::Relaxed);
-        let reused = state.used.swap(true, Ordering::Relaxed);
+        let reused = state.used.load(Ordering::Relaxed);
         Self { send: send.clone(), state: Arc::clone(state), reused }
     }
 
@@ -98,11 +98,16 @@ impl Lease {
     }
 
     /// It takes no more streams.
-    pub(super) fn is_over(&self) {
+    pub(super) fn retire(&self) {
         self.state.closed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the connection had a stream before.
+    /// A response came.
+    pub(super) fn note_answer(&self) {
+        self.state.used.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a response had come on the connection before.
     pub(super) fn is_reused(&self) -> bool {
         self.reused
     }
@@ -297,7 +302,7 @@ struct Alive {
     asked: bool,
     /// Pings in a row with nothing but their answers between them.
     pings: u32,
-    /// Rounds without a stream.
+    /// Rounds in a row without a stream.
     idle: u32,
     received: u64,
 }
@@ -318,7 +323,7 @@ impl Alive {
         if came > PONG {
             self.pings = 0;
         }
-        self.idle = if streams == 0 { self.idle + 1 } else { 0 };
+        self.idle = if streams == 0 && came <= PONG { self.idle + 1 } else { 0 };
         if self.asked && came == 0 {
             return Verdict::Dead;
         }

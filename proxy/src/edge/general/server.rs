@@ -68,6 +68,7 @@ pub(crate) async fn serve(stream: Stream, peer: SocketAddr, read: Incoming, gate
         signal: Signal::new(),
         timer: &timer,
         sent: 0,
+        began: false,
         cancelled: 0,
         stopping: false,
         waits: Waits::Nothing,
@@ -144,6 +145,8 @@ struct Turns<'a, O, F> {
     timer: &'a Timer,
     /// Bytes that had gone out at the last turn.
     sent: u64,
+    /// Whether a stream was begun since the last turn ended.
+    began: bool,
     cancelled: u32,
     /// Whether the client was told that no more requests are taken.
     stopping: bool,
@@ -190,7 +193,10 @@ where
     fn poll_connection(&mut self, cx: &mut Context<'_>) -> bool {
         loop {
             match self.connection.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => self.streams.push((self.open)(request, respond)),
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    self.began = true;
+                    self.streams.push((self.open)(request, respond));
+                }
                 // An error has been answered with a GOAWAY, as far as that was possible.
                 Poll::Ready(Some(Err(_)) | None) => return true,
                 Poll::Pending => return false,
@@ -227,7 +233,10 @@ where
         };
         let sent = self.wire.sent();
         let moved = std::mem::replace(&mut self.sent, sent) != sent;
-        if waits != self.waits || (moved && waits != Waits::Nothing) {
+        let began = std::mem::take(&mut self.began);
+        // Pings do not keep an idle connection.
+        let goes_on = if waits == Waits::Idle { began } else { moved };
+        if waits != self.waits || (goes_on && waits != Waits::Nothing) {
             self.waits = waits;
             match waits {
                 Waits::Nothing => self.timer.clear(),

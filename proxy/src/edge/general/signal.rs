@@ -67,3 +67,39 @@ impl Wake for Signal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_task_is_woken_only_when_it_has_not_its_turn() {
+        let count = Arc::<Count>::default();
+        let task = Waker::from(Arc::clone(&count));
+        let wakes = || count.0.load(Ordering::Relaxed);
+        let signal = Signal::new();
+        let waker = Waker::from(Arc::clone(&signal));
+        signal.begin(&task);
+        assert!(signal.take(), "at first there is work");
+        waker.wake_by_ref();
+        assert!(signal.take() && !signal.take());
+        signal.end();
+        assert_eq!(wakes(), 0, "it saw to it itself");
+        waker.wake_by_ref();
+        assert_eq!(wakes(), 1);
+        signal.begin(&task);
+        signal.end();
+        assert_eq!(wakes(), 2, "what was not seen to is not forgotten");
+    }
+}

@@ -183,3 +183,61 @@ impl AsyncWrite for Wire {
         inner.stream.poll_close(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    async fn pair() -> (Stream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (Stream::Tcp(stream), listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn what_was_read_comes_first_and_what_is_written_waits_for_the_turn_to_end() {
+        let (stream, mut peer) = pair().await;
+        let mut read = Incoming::default();
+        read.append(b"be");
+        let mut wire = Wire::new(stream, read);
+        peer.write_all(b"fore").await.unwrap();
+        let mut bytes = [0; 6];
+        wire.read_exact(&mut bytes).await.unwrap();
+        assert_eq!((&bytes, wire.received()), (b"before", 4));
+
+        wire.write_all(b"one ").await.unwrap();
+        wire.flush().await.unwrap();
+        wire.write_all(b"two").await.unwrap();
+        assert_eq!((wire.sent(), peer.try_read(&mut [0]).is_err()), (0, true));
+        std::future::poll_fn(|cx| wire.poll_send(cx)).await.unwrap();
+        assert_eq!((wire.sent(), wire.lock().out.is_none()), (7, true), "no buffer is held");
+        let mut bytes = [0; 7];
+        peer.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"one two");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_owed_a_bounded_lot() {
+        let (stream, mut peer) = pair().await;
+        let mut wire = Wire::new(stream, Incoming::default());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut taken = 0;
+        let part = [7; 10_000];
+        while let Poll::Ready(n) = Pin::new(&mut wire).poll_write(&mut cx, &part) {
+            taken += n.unwrap();
+        }
+        assert!(taken as u64 - wire.sent() <= MOST as u64);
+        let taker = tokio::spawn(async move {
+            let mut all = Vec::new();
+            peer.read_to_end(&mut all).await.unwrap();
+            all.len()
+        });
+        wire.shutdown().await.unwrap();
+        assert_eq!(taker.await.unwrap(), taken);
+    }
+}

@@ -32,6 +32,11 @@ impl Incoming {
         self.0.get_or_insert_with(Buffer::new).append(bytes);
     }
 
+    /// All of it, in the buffer it came in.
+    pub(crate) fn take_all(&mut self) -> Option<Buffer> {
+        self.0.take()
+    }
+
     /// The first `n` bytes are done with.
     pub(crate) fn consume(&mut self, n: usize) {
         if let Some(buffer) = &mut self.0 {

@@ -82,6 +82,7 @@ pub(super) async fn answer(
         waits,
         writing: Writing::None,
         output: Output::new(),
+        unsent: false,
         closes: false,
         ends_by_closing: false,
     };
@@ -122,6 +123,8 @@ struct Http1<'a> {
     waits: bool,
     writing: Writing,
     output: Output,
+    /// Whether TLS may hold something back.
+    unsent: bool,
     /// Whether the connection ends with this response.
     closes: bool,
     /// Whether the end of the connection is the end of the response.
@@ -130,16 +133,20 @@ struct Http1<'a> {
 
 impl Http1<'_> {
     fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.output.is_done() {
-            return Poll::Ready(Ok(()));
-        }
         while !self.output.is_done() {
             match ready!(self.client.stream.poll_send(cx, self.output.rest()))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => self.output.advance(n),
+                n => {
+                    self.unsent = true;
+                    self.output.advance(n);
+                }
             }
         }
-        self.client.stream.poll_sent(cx)
+        if self.unsent {
+            ready!(self.client.stream.poll_sent(cx))?;
+            self.unsent = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// How the body of a response is told of, and written.

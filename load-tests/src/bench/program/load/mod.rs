@@ -10,7 +10,6 @@ use std::{
     collections::VecDeque,
     io::Write,
     net::SocketAddr,
-    num::NonZeroU64,
     time::{Duration, Instant},
 };
 
@@ -145,8 +144,6 @@ struct Load<'a> {
 impl<'a> Load<'a> {
     fn new(order: &'a Order) -> anyhow::Result<Self> {
         anyhow::ensure!(!order.hosts.is_empty(), "no host to ask for");
-        // epoll's time-outs are rounded up by this, and open loop wants them exact.
-        rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
         let (framing, body) = match order.upload {
             None => (String::new(), Vec::new()),
             Some(Upload { bytes, chunked: false }) => {
@@ -261,7 +258,11 @@ impl<'a> Load<'a> {
             }
             until = until.min(at);
         }
-        let events = self.poll.wait(Some(until.saturating_duration_since(now)))?;
+        let time = until.saturating_duration_since(now);
+        let events = match self.order.rate {
+            None => self.poll.wait(Some(time))?,
+            Some(_) => self.poll.wait_exactly(time)?,
+        };
         for event in 0..events {
             let (token, flags) = self.poll.event(event);
             self.on_event(token as usize, flags, buffer);

@@ -29,6 +29,8 @@ pub(in super::super) struct Http1 {
     stream: Stream,
     reused: bool,
     out: Output,
+    /// Whether TLS may hold something back.
+    unsent: bool,
     writing: Writing,
     incoming: Incoming,
     /// Of the response; `None` before its head.
@@ -43,11 +45,12 @@ pub(in super::super) struct Http1 {
 
 impl Http1 {
     /// Begins with a head in `out`.
-    pub(in super::super) fn new(stream: Stream, reused: bool, head: Head) -> Self {
+    pub(in super::super) fn new(stream: Stream, reused: bool, head: RequestHead) -> Self {
         Self {
             stream,
             reused,
             out: head.out,
+            unsent: false,
             writing: head.writing,
             incoming: Incoming::default(),
             reading: None,
@@ -65,7 +68,8 @@ impl Http1 {
     /// The connection, when it can have another request: after a response to its end.
     pub(in super::super) fn into_reusable(self) -> Option<Stream> {
         // Bytes beyond a response belong to nothing that was asked.
-        (self.keep_alive && self.out.is_done() && self.incoming.is_empty()).then_some(self.stream)
+        (self.keep_alive && self.out.is_done() && !self.unsent && self.incoming.is_empty())
+            .then_some(self.stream)
     }
 
     pub(super) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ()>> {
@@ -81,19 +85,20 @@ impl Http1 {
     }
 
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ()>> {
-        if self.out.is_done() {
-            return Poll::Ready(Ok(()));
-        }
         while !self.out.is_done() {
             match ready!(self.stream.poll_send(cx, self.out.rest())) {
                 Ok(n) if n > 0 => {
-                    self.began = true;
+                    (self.began, self.unsent) = (true, true);
                     self.out.advance(n);
                 }
                 _ => return Poll::Ready(Err(())),
             }
         }
-        self.stream.poll_sent(cx).map_err(|_| ())
+        if self.unsent {
+            ready!(self.stream.poll_sent(cx)).map_err(|_| ())?;
+            self.unsent = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Failed>> {
@@ -169,13 +174,13 @@ impl Http1 {
 }
 
 /// The head of a request as an endpoint of HTTP/1 gets it.
-pub(in super::super) struct Head {
+pub(in super::super) struct RequestHead {
     out: Output,
     writing: Writing,
     is_head: bool,
 }
 
-impl Head {
+impl RequestHead {
     /// # Errors
     /// When it cannot be said in HTTP/1.
     pub(in super::super) fn new(

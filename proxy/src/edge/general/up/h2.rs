@@ -27,7 +27,7 @@ impl Http2 {
     pub(in super::super) fn new(mut lease: Lease, request: Request<()>, ends: bool) -> Option<Self> {
         let sent = lease.connection().send_request(request, ends);
         let Ok((response, send)) = sent else {
-            lease.is_over();
+            lease.retire();
             return None;
         };
         Some(Self { lease, send, response, body: None, data_ended: false })
@@ -76,6 +76,7 @@ impl Http2 {
         }
         match ready!(std::pin::Pin::new(&mut self.response).poll(cx)) {
             Ok(response) => {
+                self.lease.note_answer();
                 let (parts, body) = response.into_parts();
                 let ends = body.is_end_stream();
                 self.body = Some(body);

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use http::Response;
 
 pub(super) use self::{
-    h1::{Head as Http1Head, Http1},
+    h1::{Http1, RequestHead as Http1Head},
     h2::Http2,
 };
 use super::Frame;
