@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use config::{
@@ -32,6 +35,8 @@ pub(crate) struct Cluster {
 /// TLS to the endpoints of a cluster.
 #[derive(Debug)]
 pub(crate) struct ClusterTls {
+    /// Unique in the process, and not 0.
+    id: u64,
     wanted: UpstreamTls,
     alpn: Alpn,
     /// Missing as long as the authorities cannot be read: nothing is connected to then.
@@ -40,8 +45,9 @@ pub(crate) struct ClusterTls {
 
 impl ClusterTls {
     pub(crate) fn new(wanted: UpstreamTls, http2: bool) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         let alpn = if http2 { Alpn::Http2 } else { Alpn::Http1 };
-        Self { wanted, alpn, client: OnceLock::new() }
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), wanted, alpn, client: OnceLock::new() }
     }
 
     /// What to connect with.
@@ -63,6 +69,21 @@ impl ClusterTls {
 
     fn is_for(&self, config: &ClusterConfig) -> bool {
         config.tls.as_ref() == Some(&self.wanted) && config.http2 == (self.alpn == Alpn::Http2)
+    }
+}
+
+/// What a connection is to, for whoever keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Peer {
+    generation: u64,
+    /// 0 in clear.
+    tls: u64,
+}
+
+#[cfg(test)]
+impl Peer {
+    pub(crate) fn in_clear(generation: u64) -> Self {
+        Self { generation, tls: 0 }
     }
 }
 
@@ -127,6 +148,12 @@ impl Cluster {
     /// An endpoint that [`Self::pick`] picked.
     pub(crate) fn endpoint(&self, picked: u32) -> &Endpoint {
         &self.endpoints[picked as usize]
+    }
+
+    /// Whom connections to `endpoint` may be shared with: those to the same endpoint that are protected
+    /// in the same way.
+    pub(crate) fn peer(&self, endpoint: &EndpointLoad) -> Peer {
+        Peer { generation: endpoint.generation, tls: self.tls.as_ref().map_or(0, |tls| tls.id) }
     }
 
     /// How many endpoints take requests.

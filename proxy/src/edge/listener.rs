@@ -132,7 +132,9 @@ impl Listeners {
     /// Those of `wanted` whose certificates are to be read before they are applied.
     pub(crate) fn unprepared(&self, wanted: &[ListenerConfig]) -> Vec<(String, ListenerTls)> {
         let changed = |config: &&ListenerConfig| {
-            self.running.get(&config.name).is_none_or(|running| running.config.tls != config.tls)
+            self.running.get(&config.name).is_none_or(|running| {
+                (&running.config.tls, running.config.address) != (&config.tls, config.address)
+            })
                 || self.errors.iter().any(|(name, _)| *name == config.name)
         };
         let changed = wanted.iter().filter(changed);

@@ -11,7 +11,7 @@ use std::{
 use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::timer;
-use crate::{edge::stream::Stream, load::EndpointLoad};
+use crate::{cluster::Peer, edge::stream::Stream, load::EndpointLoad};
 
 /// How long an idle connection is kept.
 const IDLE: Duration = Duration::from_secs(30);
@@ -24,10 +24,10 @@ thread_local! {
     static POOL: RefCell<Pool> = RefCell::new(Pool::default());
 }
 
-/// By generation, so that an endpoint which came back gets no connection of the one before.
+/// An endpoint that came back, or is protected in another way now, gets no connection of before.
 #[derive(Default)]
 struct Pool {
-    endpoints: HashMap<u64, Bucket, foldhash::fast::RandomState>,
+    endpoints: HashMap<Peer, Bucket, foldhash::fast::RandomState>,
     idle: usize,
 }
 
@@ -43,10 +43,10 @@ struct Idle {
     since: u64,
 }
 
-/// A connection to `endpoint` that was used before and is good, as far as is known.
-pub(crate) fn take(endpoint: &EndpointLoad) -> Option<Stream> {
+/// A connection to `peer` that was used before and is good, as far as is known.
+pub(crate) fn take(peer: Peer) -> Option<Stream> {
     POOL.with_borrow_mut(|pool| {
-        let bucket = pool.endpoints.get_mut(&endpoint.generation)?;
+        let bucket = pool.endpoints.get_mut(&peer)?;
         while let Some(mut idle) = bucket.idle.pop() {
             pool.idle -= 1;
             if idle.stream.is_quiet() {
@@ -57,8 +57,8 @@ pub(crate) fn take(endpoint: &EndpointLoad) -> Option<Stream> {
     })
 }
 
-/// Keeps `stream`, unless its endpoint has left or there are too many.
-pub(crate) fn put(endpoint: &Arc<EndpointLoad>, stream: Stream) {
+/// Keeps `stream` to `peer`, unless its endpoint has left or there are too many.
+pub(crate) fn put(peer: Peer, endpoint: &Arc<EndpointLoad>, stream: Stream) {
     if endpoint.gone.load(Ordering::Acquire) {
         return;
     }
@@ -67,7 +67,7 @@ pub(crate) fn put(endpoint: &Arc<EndpointLoad>, stream: Stream) {
             return;
         }
         pool.idle += 1;
-        let bucket = pool.endpoints.entry(endpoint.generation);
+        let bucket = pool.endpoints.entry(peer);
         let bucket = bucket.or_insert_with(|| Bucket { endpoint: Arc::clone(endpoint), idle: Vec::new() });
         bucket.idle.push(Idle { stream, since: timer::now() });
     });
@@ -129,24 +129,28 @@ mod tests {
         Arc::new(EndpointLoad::new("a".into(), ([127, 0, 0, 1], 1).into()))
     }
 
+    fn peer(endpoint: &EndpointLoad) -> Peer {
+        Peer::in_clear(endpoint.generation)
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn a_connection_is_used_again_unless_the_endpoint_closed_it() {
         let endpoint = endpoint();
         let ((one, _kept), (two, closed)) = (pair().await, pair().await);
-        put(&endpoint, one);
-        put(&endpoint, two);
+        put(peer(&endpoint), &endpoint, one);
+        put(peer(&endpoint), &endpoint, two);
         let port = |stream: &Stream| stream.tcp().peer_addr().unwrap().port();
         drop(closed);
         // What the kernel knows reaches the runtime when the task lets it look.
         let deadline = std::time::Instant::now() + Duration::from_secs(5);
         while POOL.with_borrow_mut(|pool| {
-            pool.endpoints.get_mut(&endpoint.generation).unwrap().idle[1].stream.is_quiet()
+            pool.endpoints.get_mut(&peer(&endpoint)).unwrap().idle[1].stream.is_quiet()
         }) {
             assert!(std::time::Instant::now() < deadline);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let taken = take(&endpoint).unwrap();
-        assert!(port(&taken) > 0 && take(&endpoint).is_none());
+        let taken = take(peer(&endpoint)).unwrap();
+        assert!(port(&taken) > 0 && take(peer(&endpoint)).is_none());
     }
 
     #[tokio::test(flavor = "current_thread")]
@@ -155,14 +159,14 @@ mod tests {
         let keeping = tokio::spawn(keep(told));
         let (staying, leaving) = (endpoint(), endpoint());
         let ((one, _one), (two, two_end)) = (pair().await, pair().await);
-        put(&staying, one);
-        put(&leaving, two);
+        put(peer(&staying), &staying, one);
+        put(peer(&leaving), &leaving, two);
         leaving.gone.store(true, Ordering::Release);
         departures.send_replace(());
         assert_eq!(tokio::io::AsyncReadExt::read(&mut { two_end }, &mut [0]).await.unwrap(), 0);
-        assert!(take(&leaving).is_none() && take(&staying).is_some());
+        assert!(take(peer(&leaving)).is_none() && take(peer(&staying)).is_some());
         let (three, mut three_end) = pair().await;
-        put(&leaving, three);
+        put(peer(&leaving), &leaving, three);
         assert_eq!(tokio::io::AsyncReadExt::read(&mut three_end, &mut [0]).await.unwrap(), 0);
         drop(departures);
         keeping.await.unwrap();

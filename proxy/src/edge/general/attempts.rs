@@ -112,7 +112,7 @@ pub(crate) async fn answer(
                 if let (Up::Http1(up), Some(endpoint), true) = (up, journey.endpoint(), is_sent)
                     && let Some(stream) = up.into_reusable()
                 {
-                    pool::put(endpoint, stream);
+                    pool::put(journey.cluster().peer(endpoint), endpoint, stream);
                 }
                 Ended::Complete
             }
@@ -161,7 +161,7 @@ async fn open(
     let within = cluster.config.connect_timeout;
     if cluster.config.http2 {
         for _ in 0..STALE {
-            let lease = match streams::take(endpoint) {
+            let lease = match streams::take(cluster.peer(endpoint)) {
                 Some(lease) => lease,
                 // On the heap, as it is rare and large: every stream would carry its size.
                 None => wait(client, timer, within, Box::pin(streams::lease(cluster, endpoint))).await?,
@@ -175,7 +175,7 @@ async fn open(
     }
     let head = Http1Head::new(asked.parts, asked.body, &asked.edits)
         .map_err(|_| NotOpened::Refused(Refusal::BadRequest))?;
-    if let Some(stream) = pool::take(endpoint) {
+    if let Some(stream) = pool::take(cluster.peer(endpoint)) {
         return Ok(Up::Http1(Http1::new(stream, true, head)));
     }
     let connecting = Box::pin(upstream::connect(cluster, endpoint));

@@ -25,7 +25,7 @@ use super::{
     super::{lean::incoming::Incoming, upstream},
     wire::Wire,
 };
-use crate::{cluster::Cluster, load::EndpointLoad, worker::timer::Timer};
+use crate::{cluster::{Cluster, Peer}, load::EndpointLoad, worker::timer::Timer};
 
 /// Requests at once on one connection, if the endpoint takes as many.
 const STREAMS: usize = 100;
@@ -52,8 +52,8 @@ thread_local! {
     static POOL: RefCell<Pool> = RefCell::new(Pool::default());
 }
 
-/// By generation, so that an endpoint which came back gets no connection of the one before.
-type Pool = HashMap<u64, Bucket, foldhash::fast::RandomState>;
+/// An endpoint that came back, or is protected in another way now, gets no connection of before.
+type Pool = HashMap<Peer, Bucket, foldhash::fast::RandomState>;
 
 struct Bucket {
     endpoint: Arc<EndpointLoad>,
@@ -127,8 +127,8 @@ impl Connection {
 }
 
 /// A place on a connection that there is.
-pub(super) fn take(endpoint: &EndpointLoad) -> Option<Lease> {
-    POOL.with_borrow_mut(|pool| pool.get_mut(&endpoint.generation)?.take())
+pub(super) fn take(peer: Peer) -> Option<Lease> {
+    POOL.with_borrow_mut(|pool| pool.get_mut(&peer)?.take())
 }
 
 impl Bucket {
@@ -144,9 +144,10 @@ impl Bucket {
 /// # Errors
 /// When it cannot be connected to.
 pub(super) async fn lease(cluster: &Cluster, endpoint: &Arc<EndpointLoad>) -> io::Result<Lease> {
+    let peer = cluster.peer(endpoint);
     let turn = poll_fn(|cx| {
         POOL.with_borrow_mut(|pool| {
-            let bucket = pool.entry(endpoint.generation).or_insert_with(|| Bucket {
+            let bucket = pool.entry(peer).or_insert_with(|| Bucket {
                 endpoint: Arc::clone(endpoint),
                 connections: Vec::new(),
                 connecting: false,
@@ -162,7 +163,7 @@ pub(super) async fn lease(cluster: &Cluster, endpoint: &Arc<EndpointLoad>) -> io
                 return Poll::Pending;
             }
             bucket.connecting = true;
-            Poll::Ready(Err(Turn { generation: endpoint.generation }))
+            Poll::Ready(Err(Turn { peer }))
         })
     });
     let _turn = match turn.await {
@@ -176,13 +177,13 @@ pub(super) async fn lease(cluster: &Cluster, endpoint: &Arc<EndpointLoad>) -> io
     let state = Arc::new(State::default());
     let pings = connection.ping_pong();
     let driver =
-        Driver { connection, wire, pings, state: Arc::clone(&state), generation: endpoint.generation };
+        Driver { connection, wire, pings, state: Arc::clone(&state), peer };
     tokio::spawn(driver.run());
     let connection = Connection { send, state };
     let lease = Lease::new(&connection);
     if !endpoint.gone.load(Ordering::Acquire) {
         POOL.with_borrow_mut(|pool| {
-            if let Some(bucket) = pool.get_mut(&endpoint.generation) {
+            if let Some(bucket) = pool.get_mut(&peer) {
                 bucket.connections.push(connection);
             }
         });
@@ -192,7 +193,7 @@ pub(super) async fn lease(cluster: &Cluster, endpoint: &Arc<EndpointLoad>) -> io
 
 /// The one who makes a connection.
 struct Turn {
-    generation: u64,
+    peer: Peer,
 }
 
 impl Drop for Turn {
@@ -200,24 +201,24 @@ impl Drop for Turn {
         // The thread may be ending.
         let waiting = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
-            let bucket = pool.get_mut(&self.generation)?;
+            let bucket = pool.get_mut(&self.peer)?;
             bucket.connecting = false;
             Some(std::mem::take(&mut bucket.waiting))
         });
         waiting.ok().flatten().unwrap_or_default().into_iter().for_each(Waker::wake);
-        forget_empty(self.generation);
+        forget_empty(self.peer);
     }
 }
 
 /// Forgets an endpoint without connections.
-fn forget_empty(generation: u64) {
+fn forget_empty(peer: Peer) {
     _ = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
         let empty = |bucket: &Bucket| {
             bucket.connections.is_empty() && !bucket.connecting && bucket.waiting.is_empty()
         };
-        if pool.get(&generation).is_some_and(empty) {
-            pool.remove(&generation);
+        if pool.get(&peer).is_some_and(empty) {
+            pool.remove(&peer);
         }
     });
 }
@@ -240,13 +241,13 @@ struct Driver {
     wire: Wire,
     pings: Option<PingPong>,
     state: Arc<State>,
-    generation: u64,
+    peer: Peer,
 }
 
 impl Driver {
     /// Moves frames until the connection is over.
     async fn run(self) {
-        let Self { mut connection, wire, mut pings, state, generation } = self;
+        let Self { mut connection, wire, mut pings, state, peer } = self;
         let timer = Timer::new();
         timer.set(PING);
         let mut alive = Alive::default();
@@ -267,7 +268,7 @@ impl Driver {
                         // It is written when the connection is polled, which this asks for.
                         Verdict::Ask => alive.asked = pings.send_ping(Ping::opaque()).is_ok(),
                         // Closes when nobody can send on it any more.
-                        Verdict::Idle => close(generation, &state),
+                        Verdict::Idle => close(peer, &state),
                         Verdict::Dead => return Poll::Ready(()),
                     }
                     timer.set(PING);
@@ -277,22 +278,22 @@ impl Driver {
             Poll::Pending
         })
         .await;
-        close(generation, &state);
+        close(peer, &state);
     }
 }
 
 /// Takes a connection out of the pool.
-fn close(generation: u64, state: &Arc<State>) {
+fn close(peer: Peer, state: &Arc<State>) {
     state.closed.store(true, Ordering::Relaxed);
     // The thread may be ending.
     let closed = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
-        let bucket = pool.get_mut(&generation)?;
+        let bucket = pool.get_mut(&peer)?;
         let place = bucket.connections.iter().position(|c| Arc::ptr_eq(&c.state, state))?;
         Some(bucket.connections.swap_remove(place))
     });
     drop(closed); // wakes its task, while the pool is not borrowed
-    forget_empty(generation);
+    forget_empty(peer);
 }
 
 /// Whether a connection lives.

@@ -136,7 +136,7 @@ async fn answer(client: &mut Client, gateway: &Gateway, request: Request) -> Aft
         let Some(endpoint) = journey.endpoint() else {
             return refuse(client, gateway, asked, None, &Refusal::Internal, up.is_over()).await;
         };
-        let reused = pool::take(endpoint);
+        let reused = pool::take(journey.cluster().peer(endpoint));
         let is_reused = reused.is_some();
         let connected = match reused {
             Some(stream) => Ok(stream),
@@ -149,6 +149,7 @@ async fn answer(client: &mut Client, gateway: &Gateway, request: Request) -> Aft
             let refusal = journey.unreachable();
             return refuse(client, gateway, asked, Some(journey), &refusal, up.is_over()).await;
         };
+        let keep_alive = asked.keep_alive;
         let mut relay = Relay::new(gateway, client, &mut asked, &mut up, &mut stream);
         let end = poll_fn(|cx| relay.poll(cx)).await;
         let (status, closes, bytes_sent) = (relay.status, relay.closes, relay.down.body_bytes());
@@ -156,10 +157,12 @@ async fn answer(client: &mut Client, gateway: &Gateway, request: Request) -> Aft
         match end {
             End::Complete { reusable } => {
                 if reusable && let Some(endpoint) = journey.endpoint() {
-                    pool::put(endpoint, stream);
+                    pool::put(journey.cluster().peer(endpoint), endpoint, stream);
                 }
                 finish(gateway, journey, asked, ended(None));
-                return if closes { After::Close { sends: !up.is_over() } } else { After::Next };
+                // A client that wanted to go on may have sent its next request already.
+                let sends = !up.is_over() || keep_alive;
+                return if closes { After::Close { sends } } else { After::Next };
             }
             End::Switched => {
                 let (down, incoming) = relay.into_switched();

@@ -49,12 +49,14 @@ pub(super) struct Pump {
     body_bytes: u64,
     /// Whether body bytes went on that are not in the output.
     passed: bool,
+    /// Whether TLS may still hold back what it took.
+    unsent: bool,
 }
 
 impl Pump {
     /// Begins with what is in `output`.
     pub(super) fn new(framing: Framing, output: Output) -> Self {
-        Self { framing, output, approved: 0, skipped: 0, body_bytes: 0, passed: false }
+        Self { framing, output, approved: 0, skipped: 0, body_bytes: 0, passed: false, unsent: false }
     }
 
     /// After a head: what comes now.
@@ -69,7 +71,7 @@ impl Pump {
 
     /// Whether everything that may go on has gone.
     pub(super) fn is_flushed(&self) -> bool {
-        self.approved == 0 && self.output.is_done()
+        self.approved == 0 && self.output.is_done() && !self.unsent
     }
 
     /// Whether the body came to its end.
@@ -94,6 +96,7 @@ impl Pump {
     /// Begins again. Only what [`Self::is_replayable`], or has not begun.
     pub(super) fn rewind(&mut self) {
         self.output.rewind();
+        self.unsent = false;
     }
 
     /// Whether the other side takes the end of its connection for the end of the body.
@@ -173,7 +176,8 @@ impl Pump {
             return Poll::Ready(Ok(()));
         }
         self.gather(incoming);
-        while !self.is_flushed() {
+        while self.approved > 0 || !self.output.is_done() {
+            self.unsent = true;
             let (head, body) = (self.output.rest(), &incoming.bytes()[..self.approved]);
             let sent = match (head.is_empty(), body.is_empty()) {
                 (false, true) => stream.poll_send(cx, head),
@@ -191,7 +195,9 @@ impl Pump {
                 self.take(sent - of_head, incoming);
             }
         }
-        stream.poll_sent(cx)
+        ready!(stream.poll_sent(cx))?;
+        self.unsent = false;
+        Poll::Ready(Ok(()))
     }
 
     /// Small bodies leave with their head.
