@@ -67,6 +67,16 @@ impl ClusterTls {
         Ok(())
     }
 
+    /// The same without reading anything: only if another cluster uses it, or it was just read.
+    pub(crate) fn adopt(&self, tls: &Tls) -> bool {
+        if self.client.get().is_none()
+            && let Some(client) = tls.client_in_use(&self.wanted, self.alpn)
+        {
+            _ = self.client.set(client);
+        }
+        self.client.get().is_some()
+    }
+
     fn is_for(&self, config: &ClusterConfig) -> bool {
         config.tls.as_ref() == Some(&self.wanted) && config.http2 == (self.alpn == Alpn::Http2)
     }

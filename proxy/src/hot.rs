@@ -24,6 +24,7 @@ use crate::{
         h1::{self, request::parse_request, response::parse_response},
         policy::{self, Head, Journey},
     },
+    load::shard::PerCore,
     load::{now_micros, shard},
     route::Fields,
     shared::{MAX_REQUESTS, Requests},
@@ -46,7 +47,7 @@ pub fn work_on_core(number: usize) {
 pub struct HotPath {
     live: Live,
     requests: Requests,
-    gateway: Arc<str>,
+    gateway: PerCore<Arc<str>>,
     headers: HeaderMap,
 }
 
@@ -68,7 +69,7 @@ impl HotPath {
         Self {
             live,
             requests: Requests::new(MAX_REQUESTS),
-            gateway: "edge".into(),
+            gateway: PerCore::new("edge".into()),
             headers: HeaderMap::new(),
         }
     }
@@ -106,7 +107,8 @@ impl HotPath {
 
     fn admit(&self, head: Head<'_, impl Fields>) -> Option<Journey> {
         let table = self.live.load();
-        policy::admit(&table, &self.requests, &self.gateway, "edge", &head, now_micros()).ok()
+        let routes = table.routes.get("edge").map(|routes| &**routes);
+        policy::admit(&table, routes, &self.requests, &self.gateway, &head, now_micros()).ok()
     }
 
     /// Publishes a change of the endpoints of one version, which then has `endpoints`.

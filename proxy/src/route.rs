@@ -42,10 +42,14 @@ pub(crate) struct RouteTable {
     any: Option<usize>,
 }
 
+/// So few rules are looked at one after the other, which is faster than to hash.
+const FEW: usize = 4;
+
 /// A virtual host. Lists of routes are in their order.
 #[derive(Debug, Default)]
 struct Host {
     routes: Vec<Route>,
+    /// Used only with more than [`FEW`] routes, as are the next two.
     exact: Index<Vec<u32>>,
     prefixes: Prefixes,
     segments: Prefixes,
@@ -60,6 +64,7 @@ struct Prefixes {
 
 #[derive(Debug)]
 struct Route {
+    path: PathRule,
     headers: Vec<(HeaderName, HeaderPredicate)>,
     split: Split,
 }
@@ -148,6 +153,10 @@ impl Host {
     }
 
     fn find(&self, path: &str, fields: &impl Fields) -> Option<&Split> {
+        if self.routes.len() <= FEW {
+            let mut matching = self.routes.iter().filter(|route| route.is_for(path));
+            return matching.find(|route| route.applies(fields)).map(|route| &route.split);
+        }
         let mut best = u32::MAX;
         if !self.exact.is_empty() {
             best = self.first(self.exact.get(path), best, fields);
@@ -157,7 +166,6 @@ impl Host {
             best = self.first(self.prefixes.routes.get(prefix), best, fields);
         }
         for &length in &self.segments.lengths {
-            // Whole segments: `/a` stands for `/a` and `/a/b`, not for `/ab`.
             if matches!(path.as_bytes().get(length), None | Some(b'/')) {
                 let Some(prefix) = path.get(..length) else { continue };
                 best = self.first(self.segments.routes.get(prefix), best, fields);
@@ -207,7 +215,18 @@ impl Route {
             }
         }
         let split = Split::new(entry.clusters.iter().map(|(name, weight)| (name.as_str(), *weight)));
-        Some(Self { headers, split })
+        Some(Self { path: entry.path.clone(), headers, split })
+    }
+
+    fn is_for(&self, path: &str) -> bool {
+        match &self.path {
+            PathRule::Exact(exact) => path == exact,
+            PathRule::Prefix(prefix) => path.starts_with(prefix.as_str()),
+            // Whole segments: `/a` stands for `/a` and `/a/b`, not for `/ab`.
+            PathRule::Segments(prefix) => path
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        }
     }
 
     fn applies(&self, fields: &impl Fields) -> bool {
@@ -329,6 +348,38 @@ mod tests {
             assert_eq!(find(&table, "a", path, headers), want.map(str::to_owned), "{path}");
         }
         assert_eq!(find(&table, "b", "/", &none), Err(NoRoute::Host));
+    }
+
+    #[test]
+    fn many_rules_find_what_a_scan_would() {
+        for seed in 0..50 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let path = |rng: &mut fastrand::Rng| -> String {
+                (0..rng.usize(0..4)).map(|_| ["/a", "/b", "/ab", "/"][rng.usize(0..4)]).collect()
+            };
+            let rules: Vec<RouteEntry> = (0..rng.usize(0..40))
+                .map(|i| {
+                    let path = path(&mut rng);
+                    let rule = match rng.u8(0..3) {
+                        0 => PathRule::Exact(path),
+                        1 => PathRule::Prefix(path),
+                        _ => PathRule::Segments(path),
+                    };
+                    let beta = [("x-beta", HeaderPredicate::Present(true))];
+                    entry(rule, if rng.bool() { &beta } else { &[] }, &format!("c{i}"))
+                })
+                .collect();
+            let table = table(&[(&["*"], rules.clone())]);
+            let scan: Vec<Route> = rules.iter().filter_map(Route::new).collect();
+            let mut beta = HeaderMap::new();
+            beta.insert("x-beta", "1".parse().unwrap());
+            for _ in 0..200 {
+                let (path, fields) = (path(&mut rng), if rng.bool() { &beta } else { &HeaderMap::new() });
+                let first = scan.iter().find(|route| route.is_for(&path) && route.applies(fields));
+                let expected = first.and_then(|r| r.split.draw(&mut rng)).map(ToString::to_string);
+                assert_eq!(find(&table, "any", &path, fields).ok(), expected, "seed {seed}: {path}");
+            }
+        }
     }
 
     #[test]

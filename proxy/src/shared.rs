@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::{
     access_log::AccessLog,
-    load::{Aborted, Series, VersionLoad, now_micros, shard},
+    load::{Aborted, Series, VersionLoad, now_micros},
     metrics::{ConnectionStats, XdsStats},
     table::Live,
     xds::cache::HeldMap,
@@ -208,7 +208,8 @@ impl Drop for AcceptLoop {
 /// requests on different cores do not meet.
 #[derive(Debug)]
 pub(crate) struct Requests {
-    share: usize,
+    limit: usize,
+    share: AtomicUsize,
     refused: AtomicU64,
 }
 
@@ -218,13 +219,18 @@ thread_local! {
 
 impl Requests {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { share: (limit / shard::count()).max(1), refused: AtomicU64::new(0) }
+        Self { limit, share: AtomicUsize::new(limit), refused: AtomicU64::new(0) }
+    }
+
+    /// Divides the bound among `cores`.
+    pub(crate) fn share_among(&self, cores: usize) {
+        self.share.store((self.limit / cores.max(1)).max(1), Ordering::Relaxed);
     }
 
     /// Counts one more request in on this core; `None` at the bound.
     pub(crate) fn admit(&self) -> Option<Taken> {
         let in_flight = IN_FLIGHT.get();
-        if in_flight >= self.share {
+        if in_flight >= self.share.load(Ordering::Relaxed) {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         }

@@ -112,8 +112,10 @@ impl Live {
                 let load = self.records.version(&name);
                 let cluster =
                     Cluster::new(config, load, assignment.as_deref(), before.as_deref().map(|b| &**b));
-                if let Some(Err(error)) = cluster.tls.as_ref().map(|tls| tls.prepare(&self.tls)) {
-                    tracing::warn!("endpoints of {name} cannot be connected to: {error}");
+                if cluster.tls.as_ref().is_some_and(|tls| !tls.adopt(&self.tls)) {
+                    tracing::warn!(
+                        "endpoints of {name} cannot be connected to until its CA file can be read"
+                    );
                 }
                 if let Some(before) = before {
                     left = self.note_left(&name, &before, Some(&cluster));

@@ -13,8 +13,8 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use super::policy::{self, Head, Journey, Refused};
 use crate::{
     access_log::{self, Line},
-    load::{Aborted, now_micros},
-    route::Fields,
+    load::{Aborted, now_micros, shard::PerCore},
+    route::{Fields, RouteTable},
     shared::Shared,
     tls::ServerTls,
 };
@@ -22,13 +22,15 @@ use crate::{
 /// One gateway. Shared by its connections on all cores, so a request does not count references to it.
 #[derive(Debug)]
 pub(crate) struct Gateway {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: PerCore<Arc<str>>,
     pub(crate) shared: Arc<Shared>,
     /// Name of the route configuration; the listener may be given another one while running.
     pub(crate) route_config: ArcSwap<String>,
     /// What connections from now on begin with; in clear without.
     pub(crate) tls: ArcSwapOption<ServerTls>,
     stopping: AtomicBool,
+    /// The routes when it was told to stop: they may be removed before its last requests have come.
+    last_routes: ArcSwapOption<RouteTable>,
 }
 
 impl Gateway {
@@ -39,11 +41,12 @@ impl Gateway {
         shared: Arc<Shared>,
     ) -> Self {
         Self {
-            name: name.into(),
+            name: PerCore::new(name.into()),
             shared,
             route_config: ArcSwap::from_pointee(route_config.to_owned()),
             tls: ArcSwapOption::new(tls),
             stopping: AtomicBool::new(false),
+            last_routes: ArcSwapOption::empty(),
         }
     }
 
@@ -54,14 +57,23 @@ impl Gateway {
 
     /// No more requests than those that are under way.
     pub(crate) fn stop(&self) {
+        let routes = self.shared.live.load().routes.get(self.route_config.load().as_str()).cloned();
+        self.last_routes.store(routes);
         self.stopping.store(true, Ordering::Release);
     }
 
     /// Lets a request in that began at `since`.
     pub(crate) fn admit(&self, head: &Head<'_, impl Fields>, since: u64) -> Result<Journey, Refused> {
         let table = self.shared.live.load();
-        let route_config = self.route_config.load();
-        policy::admit(&table, &self.shared.requests, &self.name, &route_config, head, since)
+        let last;
+        let routes = match table.routes.get(self.route_config.load().as_str()) {
+            None if self.is_stopping() => {
+                last = self.last_routes.load_full();
+                last.as_deref()
+            }
+            routes => routes.map(|routes| &**routes),
+        };
+        policy::admit(&table, routes, &self.shared.requests, &self.name, head, since)
     }
 
     /// Counts a request out and logs it.

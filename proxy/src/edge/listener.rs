@@ -14,8 +14,7 @@ use std::{
 };
 
 use config::xds::listener::{ListenerConfig, ListenerTls};
-use futures_util::FutureExt;
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -39,9 +38,6 @@ const RELEASE: Duration = Duration::from_millis(500);
 /// How long a listener is left alone after it made room for an address that could not be bound even
 /// so: what failed is tried again soon, and each attempt would end its idle connections.
 const LEFT_ALONE: Duration = Duration::from_secs(30);
-/// A client that acknowledges nothing for so long is gone, however much it is still owed.
-#[cfg(target_os = "linux")]
-const CLIENT_SILENCE: Duration = Duration::from_secs(30);
 
 /// One socket a worker, all on one address.
 type Sockets = Vec<Arc<TcpListener>>;
@@ -134,8 +130,7 @@ impl Listeners {
         let changed = |config: &&ListenerConfig| {
             self.running.get(&config.name).is_none_or(|running| {
                 (&running.config.tls, running.config.address) != (&config.tls, config.address)
-            })
-                || self.errors.iter().any(|(name, _)| *name == config.name)
+            }) || self.errors.iter().any(|(name, _)| *name == config.name)
         };
         let changed = wanted.iter().filter(changed);
         changed.filter_map(|config| Some((config.name.clone(), config.tls.clone()?))).collect()
@@ -357,8 +352,6 @@ fn bound_socket(address: SocketAddr, shared_by_cores: bool) -> io::Result<Socket
     socket.set_nonblocking(true)?;
     socket.set_tcp_keepalive(&keep_alive())?;
     socket.set_tcp_nodelay(true)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(CLIENT_SILENCE))?;
     #[cfg(unix)]
     if shared_by_cores {
         socket.set_reuse_port(true)?;
@@ -441,10 +434,12 @@ impl Accepting {
 
     /// Takes what the kernel already holds, which would otherwise be reset when the socket closes.
     fn take_backlog(&mut self) {
+        // The kernel is asked itself: what the runtime knows of the socket may be old.
         for _ in 0..BACKLOG {
-            match self.socket.accept().now_or_never() {
-                Some(Ok((stream, peer))) => self.admit(stream, peer),
-                _ => break,
+            let Ok((socket, peer)) = SockRef::from(&*self.socket).accept() else { return };
+            let stream = socket.set_nonblocking(true).and_then(|()| TcpStream::from_std(socket.into()));
+            if let (Ok(stream), Some(peer)) = (stream, peer.as_socket()) {
+                self.admit(stream, peer);
             }
         }
     }

@@ -12,8 +12,11 @@ use http::StatusCode;
 
 use crate::{
     cluster::{Cluster, Endpoint},
-    load::{Aborted, EndpointLoad, Series, VersionLoad, now_micros, shard::Held},
-    route::{Fields, NoRoute},
+    load::{
+        Aborted, EndpointLoad, Series, VersionLoad, now_micros,
+        shard::{Held, PerCore},
+    },
+    route::{Fields, NoRoute, RouteTable},
     shared::{Requests, Taken},
     table::RoutingTable,
 };
@@ -110,16 +113,16 @@ impl fmt::Display for Refusal {
 /// When it gets no further; a refusal for want of an endpoint is counted.
 pub(crate) fn admit(
     table: &RoutingTable,
+    routes: Option<&RouteTable>,
     requests: &Requests,
-    gateway: &Arc<str>,
-    route_config: &str,
+    gateway: &PerCore<Arc<str>>,
     head: &Head<'_, impl Fields>,
     since: u64,
 ) -> Result<Journey, Refused> {
     let taken = requests.admit().ok_or(Refused::from(Refusal::Overloaded))?;
     let mut rng = fastrand::Rng::new();
-    let cluster = route(table, route_config, head, &mut rng)?;
-    let mut journey = Journey::new(cluster, taken, since);
+    let cluster = route(table, routes, head, &mut rng)?;
+    let mut journey = Journey::new(cluster, gateway.hold(), taken, since);
     if journey.next_endpoint(&mut rng) {
         return Ok(journey);
     }
@@ -144,11 +147,11 @@ impl From<Refusal> for Refused {
 /// The cluster that answers.
 fn route(
     table: &RoutingTable,
-    route_config: &str,
+    routes: Option<&RouteTable>,
     head: &Head<'_, impl Fields>,
     rng: &mut fastrand::Rng,
 ) -> Result<Held<Cluster>, Refusal> {
-    let found = match table.routes.get(route_config) {
+    let found = match routes {
         Some(routes) => routes.find(head.host, head.path, head.fields),
         None => Err(NoRoute::Host),
     };
@@ -172,6 +175,7 @@ pub(crate) fn is_idempotent(method: &str) -> bool {
 #[derive(Debug)]
 pub(crate) struct Journey {
     cluster: Held<Cluster>,
+    gateway: Held<Arc<str>>,
     /// When it began, in µs of [`now_micros`].
     since: u64,
     /// The part of the version's concurrency that it counts in; `None` once it is counted out.
@@ -201,10 +205,11 @@ pub(crate) enum Died {
 
 impl Journey {
     /// Begins: a version was drawn. No endpoint is picked yet.
-    fn new(cluster: Held<Cluster>, taken: Taken, since: u64) -> Self {
+    fn new(cluster: Held<Cluster>, gateway: Held<Arc<str>>, taken: Taken, since: u64) -> Self {
         let part = Some(cluster.load.concurrency.start(since));
         Self {
             cluster,
+            gateway,
             since,
             part,
             endpoint: None,
@@ -335,10 +340,15 @@ impl Journey {
 }
 
 impl Drop for Journey {
-    /// Counted out, whatever the way.
+    /// Counted out, whatever the way. One that was not finished was cut off where it was, when the
+    /// time to drain ran out.
     fn drop(&mut self) {
         if self.part.is_some() {
-            self.count_out(now_micros());
+            let now = now_micros();
+            let micros = now.saturating_sub(self.since);
+            let cut = |series: &Series| series.finished(0, micros, Some(Aborted::Timeout));
+            self.cluster.load.count(&self.gateway, cut);
+            self.count_out(now);
         }
     }
 }
@@ -374,13 +384,15 @@ mod tests {
         live
     }
 
-    fn gateway() -> Arc<str> {
-        "edge".into()
+    fn gateway() -> PerCore<Arc<str>> {
+        PerCore::new("edge".into())
     }
 
     fn admitted(live: &Live, config: &str, host: &str, path: &str) -> Result<Journey, Refused> {
         let head = Head { host, path, fields: &HeaderMap::new() };
-        admit(&live.load(), &Requests::new(MAX_REQUESTS), &gateway(), config, &head, now_micros())
+        let table = live.load();
+        let routes = table.routes.get(config).map(|routes| &**routes);
+        admit(&table, routes, &Requests::new(MAX_REQUESTS), &gateway(), &head, now_micros())
     }
 
     fn in_flight(live: &Live) -> (u32, u32) {

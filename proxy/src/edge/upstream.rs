@@ -11,9 +11,6 @@ use crate::{cluster::Cluster, load::EndpointLoad};
 /// How long an endpoint may neither send nor take anything while a request is with it. What Envoy
 /// allows a stream to be idle by default.
 pub(super) const SILENCE: Duration = Duration::from_mins(5);
-/// How long an endpoint's machine may acknowledge nothing.
-#[cfg(target_os = "linux")]
-const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
 /// Connects to an endpoint of `cluster`. The caller bounds the time.
 ///
@@ -44,7 +41,5 @@ async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
     let keep_alive = TcpKeepalive::new().with_time(Duration::from_mins(1));
     let keep_alive = keep_alive.with_interval(Duration::from_secs(5)).with_retries(5);
     socket.set_tcp_keepalive(&keep_alive)?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
     Ok(tcp)
 }

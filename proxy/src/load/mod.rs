@@ -198,8 +198,8 @@ impl Series {
     pub(crate) fn finished(&self, status: u16, micros: u64, aborted: Option<Aborted>) {
         let class = match (aborted, usize::from(status / 100)) {
             (Some(Aborted::Upstream | Aborted::Timeout), 1..) => 6,
-            (_, class @ ..6) => class,
-            _ => 0,
+            // Beyond 599 is as 5xx (RFC 9110 §15).
+            (_, class) => class.min(5),
         };
         let counts = self.here();
         counts.classes[class].fetch_add(1, Ordering::Relaxed);

@@ -53,6 +53,11 @@ impl Tls {
         Ok(server)
     }
 
+    /// What [`Self::client`] would return, if it is in use. Reads nothing and does not wait.
+    pub(crate) fn client_in_use(&self, tls: &UpstreamTls, alpn: Alpn) -> Option<Arc<ClientTls>> {
+        self.0.state().clients.get(&(tls.clone(), alpn)).and_then(Weak::upgrade)
+    }
+
     /// What connections to a cluster start with: one for all that want the same. Blocking: it reads
     /// the file of authorities unless it is in use already.
     ///

@@ -37,6 +37,7 @@ impl Workers {
             0 => thread::available_parallelism().map_or(1, NonZero::get),
             threads => threads,
         };
+        shared.requests.share_among(threads);
         let (mut handles, mut running) = (Vec::with_capacity(threads), Vec::with_capacity(threads));
         for number in 0..threads {
             let (stop, stopped) = oneshot::channel();

@@ -25,7 +25,11 @@ use super::{
     super::{lean::incoming::Incoming, upstream},
     wire::Wire,
 };
-use crate::{cluster::{Cluster, Peer}, load::EndpointLoad, worker::timer::Timer};
+use crate::{
+    cluster::{Cluster, Peer},
+    load::EndpointLoad,
+    worker::timer::Timer,
+};
 
 /// Requests at once on one connection, if the endpoint takes as many.
 const STREAMS: usize = 100;
@@ -176,8 +180,7 @@ pub(super) async fn lease(cluster: &Cluster, endpoint: &Arc<EndpointLoad>) -> io
     let (send, mut connection) = handshake.map_err(io::Error::other)?;
     let state = Arc::new(State::default());
     let pings = connection.ping_pong();
-    let driver =
-        Driver { connection, wire, pings, state: Arc::clone(&state), peer };
+    let driver = Driver { connection, wire, pings, state: Arc::clone(&state), peer };
     tokio::spawn(driver.run());
     let connection = Connection { send, state };
     let lease = Lease::new(&connection);

@@ -19,6 +19,8 @@ use crate::worker::{buffer::Output, timer::Timer};
 const KEEP_ALIVE: Duration = Duration::from_mins(1);
 /// How long the head of a request may take, from its first byte to its last.
 const HEAD: Duration = Duration::from_secs(15);
+/// How long a connection without a request yet is kept open after its gateway was told to stop.
+const LAST_CALL: Duration = Duration::from_millis(200);
 /// How long a client may take nothing of what waits for it, or leave its request body waiting.
 pub(super) const SLOWNESS: Duration = Duration::from_mins(1);
 /// What a client still sends after the last response is read for so long and up to so much: a close
@@ -34,6 +36,8 @@ pub(super) struct Client {
     pub(super) address: String,
     pub(super) incoming: Incoming,
     pub(super) timer: Timer,
+    /// Whether a request has come on it.
+    pub(super) used: bool,
 }
 
 /// Why there is no more of a head.
@@ -48,7 +52,7 @@ pub(super) enum NoHead {
 impl Client {
     pub(super) fn new(stream: Stream, peer: SocketAddr, incoming: Incoming) -> Self {
         let address = peer.ip().to_canonical().to_string();
-        Self { stream, peer, address, incoming, timer: Timer::new() }
+        Self { stream, peer, address, incoming, timer: Timer::new(), used: false }
     }
 
     /// From now on the head that has begun has its time.
@@ -59,16 +63,22 @@ impl Client {
     /// Reads the beginning of a head.
     pub(super) async fn first_bytes(&mut self, gateway: &Gateway) -> Result<(), NoHead> {
         self.timer.set(KEEP_ALIVE);
+        let mut last_call = false;
         poll_fn(|cx| {
             match self.incoming.poll_more(cx, &mut self.stream) {
                 Poll::Ready(Ok(n)) if n > 0 => return Poll::Ready(Ok(())),
                 Poll::Ready(_) => return Poll::Ready(Err(NoHead::Over)),
                 Poll::Pending => {}
             }
-            if gateway.is_stopping() || self.timer.has_passed(cx) {
-                return Poll::Ready(Err(NoHead::Over));
+            if gateway.is_stopping() && !last_call {
+                if self.used {
+                    return Poll::Ready(Err(NoHead::Over));
+                }
+                // The first request may be on its way.
+                last_call = true;
+                self.timer.set(LAST_CALL);
             }
-            Poll::Pending
+            if self.timer.has_passed(cx) { Poll::Ready(Err(NoHead::Over)) } else { Poll::Pending }
         })
         .await?;
         self.head_begins();

@@ -76,6 +76,10 @@ pub(crate) async fn serve(stream: Stream, peer: SocketAddr, incoming: Incoming, 
 
 /// Waits for a request; `None` when none comes.
 async fn next(client: &mut Client, gateway: &Gateway) -> Result<Option<Request>, HeadError> {
+    // Some clients end a body with a CRLF that is not of it (RFC 9112 §2.2).
+    if client.incoming.bytes() == b"\r\n" {
+        client.incoming.consume(2);
+    }
     if client.incoming.is_empty() {
         if client.first_bytes(gateway).await.is_err() {
             return Ok(None);
@@ -113,7 +117,7 @@ async fn refuse_head(client: &mut Client, gateway: &Gateway, error: &HeadError) 
     let mut output = answer::write(status, error, false, answer::Persistence::Close);
     let told = client.send(&mut output).await.is_ok();
     let ended = Ended { since, status: if told { status.as_u16() } else { 0 }, aborted: None, bytes_sent: 0 };
-    gateway.finish(None, &ended, None);
+    gateway.finish(None, &ended, gateway.log_entry(client.peer, "", "", ""));
     After::Close { sends: true }
 }
 

@@ -51,22 +51,40 @@ pub(super) struct Pump {
     passed: bool,
     /// Whether TLS may still hold back what it took.
     unsent: bool,
+    /// Whether the other side takes the end of its connection for the end of the body.
+    ends_by_closing: bool,
 }
 
 impl Pump {
     /// Begins with what is in `output`.
     pub(super) fn new(framing: Framing, output: Output) -> Self {
-        Self { framing, output, approved: 0, skipped: 0, body_bytes: 0, passed: false, unsent: false }
+        Self {
+            framing,
+            output,
+            approved: 0,
+            skipped: 0,
+            body_bytes: 0,
+            passed: false,
+            unsent: false,
+            ends_by_closing: false,
+        }
     }
 
     /// After a head: what comes now.
     pub(super) fn continue_with(&mut self, framing: Framing) {
+        self.ends_by_closing = matches!(framing, Framing::Data(_) | Framing::UntilClose);
         self.framing = framing;
     }
 
-    /// To append a head to.
+    /// To append a head to. What has gone is forgotten.
     pub(super) fn output(&mut self) -> &mut Vec<u8> {
+        self.output.forget_sent();
         self.output.bytes()
+    }
+
+    /// Whether something has gone in part.
+    pub(super) fn is_midway(&self) -> bool {
+        self.output.began() && !self.output.is_done()
     }
 
     /// Whether everything that may go on has gone.
@@ -101,7 +119,7 @@ impl Pump {
 
     /// Whether the other side takes the end of its connection for the end of the body.
     pub(super) fn ends_by_closing(&self) -> bool {
-        matches!(self.framing, Framing::Data(_) | Framing::UntilClose)
+        self.ends_by_closing
     }
 
     /// Whether the end of the connection is the end of the body. If so it is noted.

@@ -25,6 +25,9 @@ use super::{
 };
 use crate::{load::Aborted, worker::buffer::Output};
 
+/// Interim responses to one request.
+const MAX_INTERIMS: u32 = 100;
+
 /// How an attempt to exchange a request for a response ended.
 #[derive(Debug)]
 pub(super) enum End {
@@ -76,7 +79,8 @@ pub(super) struct Relay<'a> {
     pub(super) status: u16,
     /// Whether the endpoint takes no more of the request; it may have answered even so.
     up_broken: bool,
-    turn: u8,
+    interims: u32,
+    turn: Turn,
     endpoint_persists: bool,
     /// Whether the client's connection ends with this response.
     pub(super) closes: bool,
@@ -101,22 +105,39 @@ impl<'a> Relay<'a> {
             incoming: Incoming::default(),
             status: 0,
             up_broken: false,
-            turn: 0,
+            interims: 0,
+            turn: Turn::Request,
             endpoint_persists: false,
             closes: false,
         }
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if self.turn == 0 {
-            self.turn = 1;
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+        if self.turn == Turn::Request {
+            return self.let_others_read(cx, Turn::Response);
         }
+        match self.poll_exchange(cx) {
+            // In the middle of an interim response nothing else can be said.
+            Poll::Ready(End::Refused(_)) if self.down.is_midway() => Poll::Ready(End::Cut(Aborted::Upstream)),
+            other => other,
+        }
+    }
+
+    /// Sends after all connections that have something to read had their turn. What is sent in one go
+    /// wakes the other side once: for what came one by one its kernel would be interrupted each time,
+    /// which costs more than the turn (measured: 0.8 µs a request with 32 connections).
+    fn let_others_read<T>(&mut self, cx: &mut Context<'_>, next: Turn) -> Poll<T> {
+        self.turn = next;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let up = match self.poll_up(cx) {
             Poll::Ready(Err(end)) => return Poll::Ready(end),
             Poll::Ready(Ok(())) => Up::Over,
-            Poll::Pending if self.up.is_flushed() => Up::WaitsForClient,
+            // Until it is told to go on, a client that asked owes nothing.
+            Poll::Pending if self.up.is_flushed() && !self.asked.awaits_continue => Up::WaitsForClient,
             Poll::Pending => Up::WaitsForEndpoint,
         };
         if let Poll::Ready(end) = self.poll_down(cx) {
@@ -145,7 +166,7 @@ impl<'a> Relay<'a> {
                 Err(_) => return Poll::Ready(Err(self.bad_body())),
             }
             match ready!(self.client.incoming.poll_more(cx, &mut self.client.stream)) {
-                Ok(n) if n > 0 => {}
+                Ok(n) if n > 0 => self.asked.awaits_continue = false,
                 _ => return Poll::Ready(Err(End::Cut(Aborted::Client))),
             }
         }
@@ -159,10 +180,8 @@ impl<'a> Relay<'a> {
     /// The response.
     fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
-            if self.turn == 1 && self.status > 0 {
-                self.turn = 2;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+            if self.turn == Turn::Response && self.status > 0 {
+                return self.let_others_read(cx, Turn::Over);
             }
             if ready!(self.down.poll_flush(cx, &mut self.client.stream, &mut self.incoming)).is_err() {
                 return Poll::Ready(End::Cut(Aborted::Client));
@@ -238,9 +257,14 @@ impl<'a> Relay<'a> {
             }
             100..=199 => {
                 // HTTP/1.0 has no interim responses (RFC 9110 §15.2).
+                self.interims += 1;
+                if self.interims > MAX_INTERIMS {
+                    return Err(Refused::Broken.into());
+                }
                 if !self.asked.http10 {
                     head.write_downstream(self.down.output(), &ResponseEdits::default());
                     self.asked.interim = true;
+                    self.asked.awaits_continue = false;
                 }
             }
             status => {
@@ -304,6 +328,14 @@ impl<'a> Relay<'a> {
     pub(super) fn into_switched(self) -> (Pump, Incoming) {
         (self.down, self.incoming)
     }
+}
+
+/// What other connections were not let before yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Request,
+    Response,
+    Over,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::{
             chunked::Chunked,
             request::{RequestBody, RequestEdits, RequestHead, parse_request},
         },
-        policy::{self, Head, Journey, Refused},
+        policy::{self, Head, Journey, Refusal, Refused},
     },
     client::Client,
     pump::{Framing, Pump},
@@ -27,6 +27,8 @@ pub(super) struct Asked {
     pub(super) keep_alive: bool,
     pub(super) is_idempotent: bool,
     pub(super) upgrade: bool,
+    /// Whether the client waits for an interim response before it sends the body.
+    pub(super) awaits_continue: bool,
     /// Whether an interim response went on.
     pub(super) interim: bool,
     pub(super) since: u64,
@@ -57,6 +59,7 @@ pub(super) fn read(client: &mut Client, gateway: &Gateway) -> Result<Option<Requ
         keep_alive: head.keep_alive(),
         is_idempotent: policy::is_idempotent(head.method()),
         upgrade: upgrades,
+        awaits_continue: head.expects_continue(),
         interim: false,
         since,
         log: gateway.log_entry(client.peer, head.method(), head.host(), head.path()),
@@ -80,11 +83,17 @@ pub(super) fn read(client: &mut Client, gateway: &Gateway) -> Result<Option<Requ
     let len = head.len();
     client.incoming.consume(len);
     let mut up = Pump::new(framing, output);
-    up.approve(&mut client.incoming).map_err(|_| BAD_CHUNKS)?;
+    let approved = up.approve(&mut client.incoming);
+    let journey = match (journey, approved) {
+        // Let in, and counted as such.
+        (Ok(journey), Err(_)) => {
+            Err(Refused { refusal: Refusal::BadRequest, journey: Some(Box::new(journey)) })
+        }
+        (journey, _) => journey,
+    };
+    client.used = true;
     Ok(Some(Request { asked, journey, up, http2 }))
 }
-
-const BAD_CHUNKS: HeadError = HeadError { status: 400, reason: "the chunks of the body are not valid" };
 
 impl Fields for RequestHead<'_, '_> {
     fn values<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
