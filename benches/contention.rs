@@ -214,6 +214,9 @@ fn spread(mut rounds: Vec<f64>) -> (f64, f64, f64) {
     (rounds[0], rounds[rounds.len() / 2], rounds[rounds.len() - 1])
 }
 
+/// ns a call of a case, on so many cores, so many calls each.
+type Measure = fn(&Case, usize, u32) -> f64;
+
 fn main() {
     let args = Args::parse();
     if thread::available_parallelism().map_or(1, usize::from) < 2 {
@@ -221,7 +224,7 @@ fn main() {
     }
     let (rounds, calls, apart) = if args.test { (1, 100, 10) } else { (15, 200_000, 3_000) };
     let cases = cases();
-    let measures: [(&str, u32, fn(&Case, usize, u32) -> f64); 2] =
+    let measures: [(&str, u32, Measure); 2] =
         [("no gap", calls, without_gap), ("a request apart", apart, a_request_apart)];
     for (title, calls, measure) in measures {
         println!(

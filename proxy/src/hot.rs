@@ -78,7 +78,7 @@ impl HotPath {
     /// version, endpoint, counted in and out. `None` when it was refused.
     pub fn decide(&self, path: &str) -> Option<SocketAddr> {
         let head = Head { host: "shop.example.com", path, fields: &self.headers };
-        let journey = self.admit(head)?;
+        let journey = self.admit(&head)?;
         let address = journey.address();
         journey.finish(&self.gateway, 200, None, now_micros());
         address
@@ -91,7 +91,7 @@ impl HotPath {
             let mut slots = h1::slots();
             let head = parse_request(request, &mut slots).ok()??;
             let asked = Head { host: head.host(), path: head.path(), fields: &head };
-            let journey = self.admit(asked)?;
+            let journey = self.admit(&asked)?;
             out.clear();
             head.write_upstream(out, &heads::request_edits());
             journey
@@ -105,10 +105,10 @@ impl HotPath {
         address
     }
 
-    fn admit(&self, head: Head<'_, impl Fields>) -> Option<Journey> {
+    fn admit(&self, head: &Head<'_, impl Fields>) -> Option<Journey> {
         let table = self.live.load();
         let routes = table.routes.get("edge").map(|routes| &**routes);
-        policy::admit(&table, routes, &self.requests, &self.gateway, &head, now_micros()).ok()
+        policy::admit(&table, routes, &self.requests, &self.gateway, head, now_micros()).ok()
     }
 
     /// Publishes a change of the endpoints of one version, which then has `endpoints`.

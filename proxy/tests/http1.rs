@@ -189,7 +189,7 @@ async fn a_response_may_come_before_the_request_has_ended() {
     let head = stage.client.head().await;
     assert!(head.starts_with("http/1.1 413 ") && head.contains("connection: close"), "{head}");
     // Still sending is no reason to lose the answer.
-    _ = stage.client.stream.write_all(&[b'x'; 100_000]).await;
+    _ = stage.client.stream.write_all(&vec![b'x'; 100_000]).await;
     assert_eq!(stage.client.end().await, ("no\n".to_owned(), false));
     stage.over().await;
 }
@@ -343,7 +343,7 @@ async fn bytes_beyond_a_response_are_nobodys() {
 
 #[tokio::test]
 async fn a_large_body_passes_both_ways_at_the_pace_of_the_slower_side() {
-    let mut stage = Stage::new().await;
+    let stage = Stage::new().await;
     let body: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
     let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
     let (mut reader, mut writer) = stage.client.stream.into_split();

@@ -75,6 +75,7 @@ impl Buffer {
         self.start = (self.start + n).min(self.end);
     }
 
+    #[cfg(test)]
     /// Appends `bytes`, as far as there is room; returns how many.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> usize {
         let room = self.room();

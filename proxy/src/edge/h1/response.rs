@@ -155,11 +155,13 @@ impl<'s, 'b> ResponseHead<'s, 'b> {
         self.lines.head.len()
     }
 
+    #[cfg(test)]
     /// All fields as they were sent, white space around the values taken off.
     pub(crate) fn fields(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> {
         self.lines.fields.iter().map(|field| (field.name, field.value))
     }
 
+    #[cfg(test)]
     /// The values of all fields of a name, which is compared without case.
     pub(crate) fn values(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
         self.fields().filter(move |(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value)

@@ -128,6 +128,9 @@ impl Client {
 
     /// Closes; what the client is still sending is read for a while.
     pub(super) async fn close(mut self, expects_more: bool) {
+        if !expects_more && !self.stream.is_tls() {
+            return; // dropping it says the same
+        }
         self.timer.set(LINGER.0);
         self.incoming = Incoming::default();
         let mut budget = LINGER.1;
