@@ -19,6 +19,9 @@ pub(super) const SLOWNESS: Duration = Duration::from_mins(1);
 /// Bytes of a request's body that are kept until its response begins, to send them once more.
 const KEPT: usize = 16 * 1024;
 
+/// Interim responses to one request: nothing else bounds what they take before the client reads.
+const MAX_INTERIMS: u32 = 16;
+
 /// How an attempt to exchange a request for a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -100,6 +103,7 @@ pub(super) struct Exchange<'a, C> {
     body_patience: Duration,
     /// Whether an interim response went on.
     interim: bool,
+    interims: u32,
     /// Of the response, once its head was read.
     pub(super) status: u16,
     /// Of the body of the response.
@@ -141,6 +145,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             ended: false,
             body_patience,
             interim: false,
+            interims: 0,
             status: 0,
             bytes_sent: 0,
         }
@@ -261,6 +266,10 @@ impl<'a, C: Client> Exchange<'a, C> {
                 }
                 Poll::Ready(Ok(Event::Interim(response))) => {
                     self.interim = true;
+                    self.interims += 1;
+                    if self.interims > MAX_INTERIMS {
+                        return Poll::Ready(self.failed(Failed::Broken));
+                    }
                     self.client.send_interim(response);
                 }
                 Poll::Ready(Err(failed)) => return Poll::Ready(self.failed(failed)),

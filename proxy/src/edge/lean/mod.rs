@@ -77,15 +77,19 @@ pub(crate) async fn serve(stream: Stream, peer: SocketAddr, incoming: Incoming, 
 /// Waits for a request; `None` when none comes.
 async fn next(client: &mut Client, gateway: &Gateway) -> Result<Option<Request>, HeadError> {
     // Some clients end a body with a CRLF that is not of it (RFC 9112 §2.2).
-    if client.incoming.bytes() == b"\r\n" {
-        client.incoming.consume(2);
-    }
-    if client.incoming.is_empty() {
+    let mut stray = false;
+    loop {
+        if !stray && client.incoming.bytes() == b"\r\n" {
+            stray = true;
+            client.incoming.consume(2);
+        }
+        if !client.incoming.is_empty() {
+            client.head_begins();
+            break;
+        }
         if client.first_bytes(gateway).await.is_err() {
             return Ok(None);
         }
-    } else {
-        client.head_begins();
     }
     let mut looked_at = 0;
     loop {

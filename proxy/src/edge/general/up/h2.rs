@@ -70,8 +70,11 @@ impl Http2 {
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Failed>> {
         use std::future::Future;
         while let Poll::Ready(Some(Ok(interim))) = self.response.poll_informational(cx) {
-            if interim.status() != http::StatusCode::CONTINUE {
-                return Poll::Ready(Ok(Event::Interim(interim)));
+            match interim.status() {
+                http::StatusCode::CONTINUE => {}
+                // HTTP/2 has no such thing (RFC 9113 §8.6); to HTTP/1 it would begin a tunnel.
+                http::StatusCode::SWITCHING_PROTOCOLS => return Poll::Ready(Err(Failed::Broken)),
+                _ => return Poll::Ready(Ok(Event::Interim(interim))),
             }
         }
         match ready!(std::pin::Pin::new(&mut self.response).poll(cx)) {
