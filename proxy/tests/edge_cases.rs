@@ -184,8 +184,8 @@ async fn a_tls_client_that_reads_slowly_gets_the_last_byte_and_asks_again() {
             let body = pattern(length);
             backend.say(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n")).await;
             let reading = async {
-                // The proxy has had time to come as far as it can.
-                assert!(proxy.in_flight("shop/v1").await < 2);
+                // Another exchange with the proxy leaves it the time to come as far as it can.
+                _ = proxy.in_flight("shop/v1").await;
                 client.hears("\r\n\r\n").await;
                 client.takes(length).await
             };
@@ -223,7 +223,7 @@ async fn a_tls_endpoint_that_reads_slowly_gets_the_last_byte_and_is_used_again()
                     let stream = accept(&listener).await.stream;
                     backend = Some(Peer::new(authority.acceptor().accept(stream).await.unwrap()));
                 }
-                // The proxy has had time to come as far as it can.
+                // Another exchange with the proxy leaves it the time to come as far as it can.
                 eventually("it is let in", async || (proxy.in_flight("shop/v1").await == 1).then_some(()))
                     .await;
                 let backend = backend.as_mut().unwrap();
