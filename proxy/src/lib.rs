@@ -32,6 +32,7 @@ mod edge;
 pub mod hot;
 mod load;
 mod metrics;
+mod names;
 mod route;
 mod shared;
 mod table;

@@ -1,6 +1,7 @@
 //! Host, path and headers → a split over clusters. Immutable, built once per route configuration.
 //!
-//! The cost of a lookup does not grow with the number of rules: hosts and paths are found by hash.
+//! The cost of a lookup does not grow with the number of rules: hosts and paths are found by hash. What
+//! is read on the way lies together, as with many hosts most of it is not in a cache.
 //! Prefixes are looked up once for each distinct length that they have; the first rule in the
 //! order of the configuration wins among those found.
 
@@ -11,13 +12,16 @@ use config::{
     xds::route::{PathRule, RouteConfig, RouteEntry},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
+use smol_str::SmolStr;
 
-use crate::balance::split::Split;
+use crate::{balance::split::Split, names::Names};
 
 /// The longest host that is looked at; DNS names have at most 253 characters (RFC 1035 §2.3.4).
 const MAX_HOST: usize = 260;
 
-type Index<V> = HashMap<Box<str>, V, foldhash::fast::RandomState>;
+/// Short names are in the index itself, so that to compare one reads no more of memory.
+type Index<V> = HashMap<SmolStr, V, foldhash::fast::RandomState>;
 
 /// The header fields of a request, whatever protocol they came by.
 pub(crate) trait Fields {
@@ -45,11 +49,18 @@ pub(crate) struct RouteTable {
 /// So few rules are looked at one after the other, which is faster than to hash.
 const FEW: usize = 4;
 
-/// A virtual host. Lists of routes are in their order.
-#[derive(Debug, Default)]
+/// A virtual host. Most have one route.
+#[derive(Debug)]
 struct Host {
-    routes: Vec<Route>,
-    /// Used only with more than [`FEW`] routes, as are the next two.
+    /// In the order of the configuration.
+    routes: SmallVec<[Route; 1]>,
+    /// With more than [`FEW`] routes.
+    by_path: Option<Box<ByPath>>,
+}
+
+/// Routes by their paths, each list in the order of the configuration.
+#[derive(Debug, Default)]
+struct ByPath {
     exact: Index<Vec<u32>>,
     prefixes: Prefixes,
     segments: Prefixes,
@@ -64,9 +75,18 @@ struct Prefixes {
 
 #[derive(Debug)]
 struct Route {
-    path: PathRule,
-    headers: Vec<(HeaderName, HeaderPredicate)>,
+    path: Path,
+    headers: Box<[(HeaderName, HeaderPredicate)]>,
     split: Split,
+}
+
+/// What a path has to be.
+#[derive(Debug)]
+enum Path {
+    Exact(SmolStr),
+    Prefix(SmolStr),
+    /// Whole segments: `/a` stands for `/a` and `/a/b`, not for `/ab`.
+    Segments(SmolStr),
 }
 
 /// Why no route was found.
@@ -79,8 +99,8 @@ pub(crate) enum NoRoute {
 }
 
 impl RouteTable {
-    /// Of a route configuration.
-    pub(crate) fn new(config: &RouteConfig) -> Self {
+    /// Of a route configuration; `names` has the places of its clusters.
+    pub(crate) fn new(config: &RouteConfig, names: &mut Names) -> Self {
         let mut table = Self {
             ignore_port: config.ignore_port,
             hosts: Vec::with_capacity(config.virtual_hosts.len()),
@@ -89,7 +109,7 @@ impl RouteTable {
             any: None,
         };
         for (i, host) in config.virtual_hosts.iter().enumerate() {
-            table.hosts.push(Host::new(&host.routes));
+            table.hosts.push(Host::new(&host.routes, names));
             for domain in &host.domains {
                 match domain.strip_prefix('*') {
                     Some("") => table.any = Some(i),
@@ -137,38 +157,29 @@ impl RouteTable {
 }
 
 impl Host {
-    fn new(entries: &[RouteEntry]) -> Self {
-        let mut host = Self::default();
-        for entry in entries {
-            let Some(route) = Route::new(entry) else { continue };
-            let number = host.routes.len() as u32; // far fewer fit into one xDS message
-            host.routes.push(route);
-            match &entry.path {
-                PathRule::Exact(path) => host.exact.entry(path.as_str().into()).or_default().push(number),
-                PathRule::Prefix(path) => host.prefixes.add(path, number),
-                PathRule::Segments(path) => host.segments.add(path, number),
-            }
-        }
-        host
+    fn new(entries: &[RouteEntry], names: &mut Names) -> Self {
+        let routes: SmallVec<_> = entries.iter().filter_map(|entry| Route::new(entry, names)).collect();
+        let by_path = (routes.len() > FEW).then(|| Box::new(ByPath::new(&routes)));
+        Self { routes, by_path }
     }
 
     fn find(&self, path: &str, fields: &impl Fields) -> Option<&Split> {
-        if self.routes.len() <= FEW {
+        let Some(by_path) = &self.by_path else {
             let mut matching = self.routes.iter().filter(|route| route.is_for(path));
             return matching.find(|route| route.applies(fields)).map(|route| &route.split);
-        }
+        };
         let mut best = u32::MAX;
-        if !self.exact.is_empty() {
-            best = self.first(self.exact.get(path), best, fields);
+        if !by_path.exact.is_empty() {
+            best = self.first(by_path.exact.get(path), best, fields);
         }
-        for &length in &self.prefixes.lengths {
+        for &length in &by_path.prefixes.lengths {
             let Some(prefix) = path.get(..length) else { continue };
-            best = self.first(self.prefixes.routes.get(prefix), best, fields);
+            best = self.first(by_path.prefixes.routes.get(prefix), best, fields);
         }
-        for &length in &self.segments.lengths {
+        for &length in &by_path.segments.lengths {
             if matches!(path.as_bytes().get(length), None | Some(b'/')) {
                 let Some(prefix) = path.get(..length) else { continue };
-                best = self.first(self.segments.routes.get(prefix), best, fields);
+                best = self.first(by_path.segments.routes.get(prefix), best, fields);
             }
         }
         self.routes.get(best as usize).map(|route| &route.split)
@@ -182,9 +193,24 @@ impl Host {
     }
 }
 
+impl ByPath {
+    fn new(routes: &[Route]) -> Self {
+        let mut by_path = Self::default();
+        // Far fewer than 2³² fit into one xDS message.
+        for (number, route) in (0_u32..).zip(routes) {
+            match &route.path {
+                Path::Exact(path) => by_path.exact.entry(path.clone()).or_default().push(number),
+                Path::Prefix(path) => by_path.prefixes.add(path, number),
+                Path::Segments(path) => by_path.segments.add(path, number),
+            }
+        }
+        by_path
+    }
+}
+
 impl Prefixes {
-    fn add(&mut self, prefix: &str, number: u32) {
-        self.routes.entry(prefix.into()).or_default().push(number);
+    fn add(&mut self, prefix: &SmolStr, number: u32) {
+        self.routes.entry(prefix.clone()).or_default().push(number);
         if !self.lengths.contains(&prefix.len()) {
             self.lengths.push(prefix.len());
         }
@@ -205,7 +231,7 @@ fn without_port(host: &str) -> &str {
 impl Route {
     /// `None` when a header name is not one that a request can have: it never matches, or (asked to
     /// be absent) always does.
-    fn new(entry: &RouteEntry) -> Option<Self> {
+    fn new(entry: &RouteEntry, names: &mut Names) -> Option<Self> {
         let mut headers = Vec::with_capacity(entry.headers.len());
         for header in &entry.headers {
             match HeaderName::from_bytes(header.name.as_bytes()) {
@@ -214,16 +240,20 @@ impl Route {
                 Err(_) => return None,
             }
         }
-        let split = Split::new(entry.clusters.iter().map(|(name, weight)| (name.as_str(), *weight)));
-        Some(Self { path: entry.path.clone(), headers, split })
+        let split = Split::new(entry.clusters.iter().map(|(name, weight)| (names.name(name), *weight)));
+        let path = match &entry.path {
+            PathRule::Exact(path) => Path::Exact(path.into()),
+            PathRule::Prefix(path) => Path::Prefix(path.into()),
+            PathRule::Segments(path) => Path::Segments(path.into()),
+        };
+        Some(Self { path, headers: headers.into(), split })
     }
 
     fn is_for(&self, path: &str) -> bool {
         match &self.path {
-            PathRule::Exact(exact) => path == exact,
-            PathRule::Prefix(prefix) => path.starts_with(prefix.as_str()),
-            // Whole segments: `/a` stands for `/a` and `/a/b`, not for `/ab`.
-            PathRule::Segments(prefix) => path
+            Path::Exact(exact) => path == exact,
+            Path::Prefix(prefix) => path.starts_with(prefix.as_str()),
+            Path::Segments(prefix) => path
                 .strip_prefix(prefix.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
         }
@@ -275,11 +305,12 @@ mod tests {
             domains: domains.iter().map(|d| (*d).to_owned()).collect(),
             routes: routes.clone(),
         };
-        RouteTable::new(&RouteConfig {
+        let config = RouteConfig {
             name: "edge".into(),
             ignore_port: true,
             virtual_hosts: hosts.iter().map(host).collect(),
-        })
+        };
+        RouteTable::new(&config, &mut Names::default())
     }
 
     fn all(cluster: &str) -> Vec<RouteEntry> {
@@ -370,7 +401,8 @@ mod tests {
                 })
                 .collect();
             let table = table(&[(&["*"], rules.clone())]);
-            let scan: Vec<Route> = rules.iter().filter_map(Route::new).collect();
+            let mut names = Names::default();
+            let scan: Vec<Route> = rules.iter().filter_map(|rule| Route::new(rule, &mut names)).collect();
             let mut beta = HeaderMap::new();
             beta.insert("x-beta", "1".parse().unwrap());
             for _ in 0..200 {

@@ -3,7 +3,7 @@
 //! clusters, plus the endpoints of the cluster that changed.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::{
     cluster::{Cluster, Endpoint},
     load::{Records, shard::PerCore},
+    names::{ClusterName, Names},
     route::RouteTable,
     tls::Tls,
 };
@@ -28,8 +29,24 @@ pub(crate) struct RoutingTable {
     pub(crate) routes: Map<Arc<RouteTable>>,
     /// By name.
     pub(crate) clusters: Map<Arc<PerCore<Cluster>>>,
+    /// The same by the places of their names, where requests look.
+    places: imbl::Vector<Option<Arc<PerCore<Cluster>>>>,
     /// Rises by one with every publication.
     pub(crate) sequence: u64,
+}
+
+impl RoutingTable {
+    /// The cluster called `name`.
+    pub(crate) fn cluster(&self, name: &ClusterName) -> Option<&PerCore<Cluster>> {
+        self.places.get(name.place())?.as_deref()
+    }
+
+    fn put(&mut self, name: &ClusterName, cluster: Option<Arc<PerCore<Cluster>>>) {
+        while self.places.len() <= name.place() {
+            self.places.push_back(None);
+        }
+        self.places.set(name.place(), cluster);
+    }
 }
 
 /// One change of the table.
@@ -49,6 +66,8 @@ pub(crate) enum Change {
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     table: ArcSwap<RoutingTable>,
+    /// Of whoever publishes.
+    names: Mutex<Names>,
     pub(crate) records: Records,
     pub(crate) publishes: AtomicU64,
     /// Told after a publication in which endpoints left, so that connections to them are closed.
@@ -84,12 +103,15 @@ impl Live {
         if changes.peek().is_none() {
             return;
         }
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = RoutingTable::clone(&self.table.load());
         let (mut gone, mut left) = (false, false);
         for change in changes {
             gone |= matches!(change, Change::ClusterGone(_));
-            left |= self.apply(&mut next, change);
+            left |= self.apply(&mut next, &mut names, change);
         }
+        names.prune();
+        drop(names);
         next.sequence += 1;
         let next = Arc::new(next);
         self.table.store(Arc::clone(&next));
@@ -103,11 +125,13 @@ impl Live {
     }
 
     /// Returns whether endpoints left.
-    fn apply(&self, table: &mut RoutingTable, change: Change) -> bool {
+    fn apply(&self, table: &mut RoutingTable, names: &mut Names, change: Change) -> bool {
         let mut left = false;
         match change {
             Change::Cluster(config, assignment) => {
-                let name: Arc<str> = config.name.as_str().into();
+                let placed = names.name(&config.name);
+                // The table holds the name, and with it the place.
+                let name = Arc::clone(placed.text());
                 let before = table.clusters.get(&name).cloned();
                 let load = self.records.version(&name);
                 let cluster =
@@ -120,15 +144,18 @@ impl Live {
                 if let Some(before) = before {
                     left = self.note_left(&name, &before, Some(&cluster));
                 }
-                table.clusters.insert(name, Arc::new(PerCore::new(cluster)));
+                let cluster = Arc::new(PerCore::new(cluster));
+                table.put(&placed, Some(Arc::clone(&cluster)));
+                table.clusters.insert(name, cluster);
             }
             Change::ClusterGone(name) => {
                 if let Some(before) = table.clusters.remove(&name) {
+                    table.put(&names.name(&name), None);
                     left = self.note_left(&name, &before, None);
                 }
             }
             Change::Routes(config) => {
-                table.routes.insert(config.name.as_str().into(), Arc::new(RouteTable::new(&config)));
+                table.routes.insert(config.name.as_str().into(), Arc::new(RouteTable::new(&config, names)));
             }
             Change::RoutesGone(name) => _ = table.routes.remove(&name),
         }
@@ -151,7 +178,10 @@ impl Live {
 
 #[cfg(test)]
 mod tests {
-    use config::Health;
+    use config::{
+        Health,
+        xds::route::{PathRule, RouteEntry, VirtualHost},
+    };
 
     use super::*;
     use crate::cluster::tests::{assignment, config};
@@ -178,6 +208,54 @@ mod tests {
         let before = Arc::clone(live.load().clusters.get("b/v1").unwrap());
         live.publish([cluster("a/v1", &[1, 3])]);
         assert!(Arc::ptr_eq(&before, live.load().clusters.get("b/v1").unwrap()));
+    }
+
+    #[test]
+    fn a_name_finds_its_cluster_and_no_other_whatever_came_and_went() {
+        let route = |clusters: &[String]| {
+            let rule = |(i, name): (usize, &String)| RouteEntry {
+                path: PathRule::Exact(format!("/{i}")),
+                headers: Vec::new(),
+                clusters: vec![(name.clone(), 1)],
+            };
+            let routes = clusters.iter().enumerate().map(rule).collect();
+            let host = VirtualHost { domains: vec!["*".to_owned()], routes };
+            Change::Routes(Arc::new(RouteConfig {
+                name: "edge".into(),
+                ignore_port: true,
+                virtual_hosts: vec![host],
+            }))
+        };
+        for seed in 0..10 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let live = Live::default();
+            let mut exist = std::collections::BTreeSet::new();
+            for round in 0..300 {
+                // Most names are new ones, so that places are used again.
+                let name = format!("s/v{}", round / 2 + rng.u32(0..3));
+                let change = if rng.u8(0..3) > 0 {
+                    exist.insert(name.clone());
+                    cluster(&name, &[1])
+                } else {
+                    exist.remove(&name);
+                    Change::ClusterGone(name.as_str().into())
+                };
+                let old: Vec<_> = exist.iter().take(exist.len() / 2).cloned().collect();
+                let gone = old.into_iter().filter(|_| rng.u8(0..4) == 0).collect::<Vec<_>>();
+                exist.retain(|name| !gone.contains(name));
+                let gone = gone.iter().map(|name| Change::ClusterGone(name.as_str().into()));
+                let asked: Vec<String> =
+                    exist.iter().cloned().chain([name.clone(), "s/never".into()]).collect();
+                live.publish([change].into_iter().chain(gone).chain([route(&asked)]));
+                let table = live.load();
+                let routes = table.routes.get("edge").unwrap();
+                for (i, name) in asked.iter().enumerate() {
+                    let split = routes.find("a", &format!("/{i}"), &http::HeaderMap::new()).unwrap();
+                    let found = table.cluster(split.draw(&mut rng).unwrap()).map(|c| c.config.name.clone());
+                    assert_eq!(found.as_ref(), exist.get(name), "seed {seed}, round {round}");
+                }
+            }
+        }
     }
 
     #[test]

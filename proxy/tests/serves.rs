@@ -309,6 +309,31 @@ async fn requests_are_counted_by_gateway_service_version_and_class_and_logged() 
 }
 
 #[tokio::test]
+async fn a_head_that_is_refused_is_logged_with_what_it_was_for() {
+    let file = support::temporary("access-log");
+    let control = Control::start().await;
+    control.set(support::shop(&[]));
+    let log = config::bootstrap::AccessLog::File(file.path.clone());
+    let proxy = Running::start(control.servers(), |s| s.access_log = Some(log)).await;
+    let edge = proxy.listener("edge").await;
+    let asked = ["POST /pay?card=1 HTTP/1.1\r\nHost : a.com\r\n\r\n", "\0\x01\r\n\r\n", "/\r\n\r\n"];
+    for head in asked {
+        let mut stream = TcpStream::connect(edge).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut seen = String::new();
+        stream.read_to_string(&mut seen).await.unwrap();
+        assert!(seen.starts_with("HTTP/1.1 400 "), "{seen}");
+    }
+    proxy.stopped().await;
+    let text = std::fs::read_to_string(&file.path).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let what: Vec<_> = lines.iter().map(|line| (&line["method"], &line["path"], &line["status"])).collect();
+    let nothing = (&"".into(), &"".into(), &400.into());
+    assert_eq!(what, [(&"POST".into(), &"/pay".into(), &400.into()), nothing, nothing]);
+}
+
+#[tokio::test]
 async fn adding_and_removing_endpoints_under_load_fails_no_request() {
     let mut backends = Vec::new();
     for i in 0..4 {

@@ -1,44 +1,52 @@
-//! A weighted draw over clusters: cumulative weights and one binary search.
+//! A weighted draw over clusters: cumulative weights and one search.
 
-use std::sync::Arc;
+use smallvec::SmallVec;
+
+use crate::names::ClusterName;
 
 /// Clusters and their weights. The weights add up to 1 to `u32::MAX`, as `config::xds::route`
-/// promises of what it decodes.
+/// promises of what it decodes. Two fit in without an allocation, as a canary has two: a split is read
+/// once in a while, when little of it is in a cache.
 #[derive(Debug)]
-pub(crate) struct Split {
-    clusters: Vec<Arc<str>>,
-    /// `cumulative[i]` is the sum of the weights up to and including `i`.
-    cumulative: Vec<u32>,
+pub(crate) struct Split(SmallVec<[Share; 2]>);
+
+#[derive(Debug)]
+struct Share {
+    cluster: ClusterName,
+    /// The sum of the weights up to and including this one.
+    end: u32,
 }
 
 impl Split {
     /// Of `(cluster, weight)`; those with weight 0 are left out, as no draw can reach them.
-    pub(crate) fn new<'a>(weights: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
-        let (mut clusters, mut cumulative, mut sum) = (Vec::new(), Vec::new(), 0);
-        for (cluster, weight) in weights.into_iter().filter(|(_, weight)| *weight > 0) {
-            sum += weight;
-            clusters.push(cluster.into());
-            cumulative.push(sum);
-        }
-        Self { clusters, cumulative }
+    pub(crate) fn new(weights: impl IntoIterator<Item = (ClusterName, u32)>) -> Self {
+        let mut end = 0;
+        let weights = weights.into_iter().filter(|(_, weight)| *weight > 0);
+        let share = |(cluster, weight)| {
+            end += weight;
+            Share { cluster, end }
+        };
+        Self(weights.map(share).collect())
     }
 
     /// Draws a cluster; `None` only of an empty split.
-    pub(crate) fn draw(&self, rng: &mut fastrand::Rng) -> Option<&Arc<str>> {
-        match self.clusters.as_slice() {
+    pub(crate) fn draw(&self, rng: &mut fastrand::Rng) -> Option<&ClusterName> {
+        let share = match self.0.as_slice() {
             [] => None,
             [only] => Some(only),
-            clusters => {
-                let point = rng.u32(0..*self.cumulative.last()?);
-                clusters.get(self.cumulative.partition_point(|&end| end <= point))
+            shares => {
+                let point = rng.u32(0..shares.last()?.end);
+                shares.get(shares.partition_point(|share| share.end <= point))
             }
-        }
+        };
+        share.map(|share| &share.cluster)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::Names;
 
     #[test]
     fn shares_are_within_half_a_percentage_point_over_100_000_draws() {
@@ -46,10 +54,11 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(seed);
         for weights in [vec![90, 10], vec![99, 1], vec![1, 1, 1], vec![0, 7, 0, 3], vec![u32::MAX - 1, 1]] {
             let names: Vec<String> = (0..weights.len()).map(|i| i.to_string()).collect();
-            let split = Split::new(names.iter().map(String::as_str).zip(weights.iter().copied()));
+            let mut named = Names::default();
+            let split = Split::new(names.iter().map(|name| named.name(name)).zip(weights.iter().copied()));
             let mut counts = vec![0_u32; weights.len()];
             for _ in 0..100_000 {
-                counts[split.draw(&mut rng).unwrap().parse::<usize>().unwrap()] += 1;
+                counts[split.draw(&mut rng).unwrap().text().parse::<usize>().unwrap()] += 1;
             }
             let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
             for (count, weight) in counts.iter().zip(&weights) {

@@ -160,7 +160,7 @@ fn route(
         NoRoute::Path => Refusal::NoRoute(head.path.to_owned()),
     })?;
     let cluster = split.draw(rng).ok_or(Refusal::Internal)?;
-    let known = table.clusters.get(cluster).map(|cluster| cluster.hold());
+    let known = table.cluster(cluster).map(PerCore::hold);
     known.ok_or_else(|| Refusal::NoCluster(cluster.to_string()))
 }
 

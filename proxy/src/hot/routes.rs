@@ -3,7 +3,7 @@
 use config::xds::route::{PathRule, RouteConfig, RouteEntry, VirtualHost};
 use http::HeaderMap;
 
-use crate::route::RouteTable;
+use crate::{names::Names, route::RouteTable};
 
 /// What the rules of a table differ in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Routes {
             }
         };
         let config = RouteConfig { name: "edge".to_owned(), ignore_port: true, virtual_hosts: hosts };
-        Self { table: RouteTable::new(&config), fields: HeaderMap::new() }
+        Self { table: RouteTable::new(&config, &mut Names::default()), fields: HeaderMap::new() }
     }
 
     /// Whether there is a route.

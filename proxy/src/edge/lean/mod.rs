@@ -118,11 +118,23 @@ async fn refuse_head(client: &mut Client, gateway: &Gateway, error: &HeadError) 
     let since = now_micros();
     gateway.shared.connections.stats.heads_refused.fetch_add(1, Ordering::Relaxed);
     let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_REQUEST);
+    let (method, path) = request_line(client.incoming.bytes());
+    let log = gateway.log_entry(client.peer, method, "", path);
     let mut output = answer::write(status, error, false, answer::Persistence::Close);
     let told = client.send(&mut output).await.is_ok();
     let ended = Ended { since, status: if told { status.as_u16() } else { 0 }, aborted: None, bytes_sent: 0 };
-    gateway.finish(None, &ended, gateway.log_entry(client.peer, "", "", ""));
+    gateway.finish(None, &ended, log);
     After::Close { sends: true }
+}
+
+/// Method and path of a head that was refused, as far as they can be told: for the log, where somebody
+/// looks for them.
+fn request_line(head: &[u8]) -> (&str, &str) {
+    let line = head.split(|byte| matches!(byte, b'\r' | b'\n')).find(|line| !line.is_empty());
+    let line = line.filter(|line| line.iter().all(|byte| matches!(byte, b' '..=b'~')));
+    let line = line.and_then(|line| str::from_utf8(line).ok()).unwrap_or_default();
+    let (method, rest) = line.split_once(' ').unwrap_or_default();
+    (method, rest.split([' ', '?']).next().unwrap_or_default())
 }
 
 /// Brings a request to its end.

@@ -113,8 +113,10 @@ impl<'a> Relay<'a> {
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if self.turn == Turn::Request {
-            return self.let_others_read(cx, Turn::Response);
+        match self.turn {
+            Turn::Request => return self.let_others_read(cx, Turn::Responses),
+            Turn::Responses => return self.let_others_read(cx, Turn::Response),
+            Turn::Response | Turn::Over => {}
         }
         match self.poll_exchange(cx) {
             // In the middle of an interim response nothing else can be said.
@@ -123,9 +125,11 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Sends after all connections that have something to read had their turn. What is sent in one go
-    /// wakes the other side once: for what came one by one its kernel would be interrupted each time,
-    /// which costs more than the turn (measured: 0.8 µs a request with 32 connections).
+    /// Sends after all connections that have something to read had their turn: first the responses,
+    /// then the requests. What is sent in one go wakes the other side once; for what came one by one,
+    /// or to clients and endpoints by turns, its kernel would be interrupted again and again, which
+    /// costs more than the turns (measured with 32 connections: 0.8 µs a request for the first, 0.3 for
+    /// the second).
     fn let_others_read<T>(&mut self, cx: &mut Context<'_>, next: Turn) -> Poll<T> {
         self.turn = next;
         cx.waker().wake_by_ref();
@@ -334,6 +338,7 @@ impl<'a> Relay<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Turn {
     Request,
+    Responses,
     Response,
     Over,
 }
