@@ -6,11 +6,13 @@
 //! - [`general`]: the engine for whatever has HTTP/2 on one side at least.
 //! - [`connection`]: from an accepted socket to the engine its protocol belongs to. [`stream`]: its
 //!   bytes, in clear or through TLS. [`upstream`]: connections to endpoints.
-//! - [`gateway`]: what all connections of a gateway share. [`answer`]: what the proxy says itself.
+//! - [`gateway`]: what all connections of a gateway share. [`answer`]: what the proxy says itself;
+//!   [`fault`]: why, when an attempt failed.
 //! - [`listener`]: sockets and accept loops; added, changed and removed while running.
 
 mod answer;
 mod connection;
+mod fault;
 mod gateway;
 pub(crate) mod general;
 pub(crate) mod h1;

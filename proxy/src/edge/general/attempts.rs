@@ -18,7 +18,7 @@ use super::{
         upstream,
     },
     client::Client,
-    exchange::{End, Exchange, Refused, SLOWNESS, Sent},
+    exchange::{End, Exchange, SLOWNESS, Sent},
     pool as streams,
     up::{Failed, Http1, Http1Head, Http2, Up},
 };
@@ -27,7 +27,7 @@ use crate::{
     worker::{pool, timer::Timer},
 };
 
-/// Connections that turn out to be over, one after the other, before an endpoint is given up.
+/// Places that were waited for, on connections that turn out to be over, before an endpoint is given up.
 const STALE: usize = 3;
 
 /// What is sent.
@@ -117,7 +117,7 @@ pub(crate) async fn answer(
                 Ended::Complete
             }
             End::Cut(why) => Ended::Cut(why),
-            End::Refused(refused) => Ended::Refused(refusal(refused, journey, gateway)),
+            End::Refused(fault) => Ended::Refused(fault.refusal(journey, &gateway.name)),
             End::Died(failed) => {
                 let died = match failed {
                     Failed::Unprocessed => Died::Unprocessed,
@@ -140,15 +140,6 @@ pub(crate) async fn answer(
     }
 }
 
-fn refusal(refused: Refused, journey: &Journey, gateway: &Gateway) -> Refusal {
-    match refused {
-        Refused::Broken => journey.broken(),
-        Refused::TimedOut => journey.timed_out(&gateway.name),
-        Refused::BadBody => Refusal::BadRequest,
-        Refused::SlowBody => Refusal::SlowBody,
-    }
-}
-
 /// A connection, or a stream of one, to the endpoint whose turn it is.
 async fn open(
     client: &mut impl Client,
@@ -160,14 +151,18 @@ async fn open(
     let cluster = journey.cluster();
     let within = cluster.config.connect_timeout;
     if cluster.config.http2 {
+        let request = || Request::from_parts(asked.parts.clone(), ());
         for _ in 0..STALE {
-            let lease = match streams::take(cluster.peer(endpoint)) {
-                Some(lease) => lease,
-                // On the heap, as it is rare and large: every stream would carry its size.
-                None => wait(client, timer, within, Box::pin(streams::lease(cluster, endpoint))).await?,
-            };
-            let request = Request::from_parts(asked.parts.clone(), ());
-            if let Some(up) = Http2::new(lease, request, asked.ends) {
+            // Those that died unnoticed, or said that they take no more, may be all there are. Each that
+            // fails is retired, so this ends.
+            while let Some(lease) = streams::take(cluster.peer(endpoint)) {
+                if let Some(up) = Http2::new(lease, request(), asked.ends) {
+                    return Ok(Up::Http2(up));
+                }
+            }
+            // On the heap, as it is rare and large: every stream would carry its size.
+            let lease = wait(client, timer, within, Box::pin(streams::lease(cluster, endpoint))).await?;
+            if let Some(up) = Http2::new(lease, request(), asked.ends) {
                 return Ok(Up::Http2(up));
             }
         }
@@ -195,6 +190,7 @@ async fn wait<T>(
         if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
             return Poll::Ready(connected.map_err(|_| NotOpened::Failed));
         }
+        client.gather(cx);
         if client.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(NotOpened::Gone));
         }

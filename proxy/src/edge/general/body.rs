@@ -18,6 +18,14 @@ use super::{
 };
 use crate::worker::buffer::{self, Buffer};
 
+/// Fields of a trailer section that [`Chunked`] takes.
+const TRAILER_FIELDS: usize = 64;
+/// Bytes of one, with the empty line.
+const TRAILERS: usize = 8 * 1024;
+
+const LAST_CHUNK: &[u8] = b"0\r\n";
+const LINE_END: &[u8] = b"\r\n";
+
 /// A body that is being read.
 #[derive(Debug)]
 pub(crate) enum Reading {
@@ -186,24 +194,37 @@ impl Writing {
     }
 }
 
-/// Those that may be trailers (RFC 9110 §6.5.1), as far as a reader of ours would take them.
+/// Those that may be trailers (RFC 9110 §6.5.1), up to what a reader of ours would take. What is beyond is
+/// left out, as the same section lets any intermediary do; but not the status of gRPC, without which a
+/// call counts as failed.
 fn write_trailers(out: &mut Vec<u8>, trailers: &HeaderMap) {
-    let begin = out.len();
-    for (name, value) in trailers {
-        let line = out.len();
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
-        if !is_valid(&out[begin..]) {
-            out.truncate(line);
+    let is_status = |name: &HeaderName| name == "grpc-status";
+    let status = trailers.iter().filter(|(name, _)| is_status(name));
+    let fields = status.chain(trailers.iter().filter(|(name, _)| !is_status(name)));
+    let (mut count, mut left_out, mut room) = (0, 0, TRAILERS - LINE_END.len());
+    let mut section = Vec::new();
+    for (name, value) in fields {
+        // A section of one field: the last chunk, the field's line, an empty line.
+        section.clear();
+        for part in [LAST_CHUNK, name.as_str().as_bytes(), b": ", value.as_bytes(), LINE_END, LINE_END] {
+            section.extend_from_slice(part);
         }
+        let line = &section[LAST_CHUNK.len()..section.len() - LINE_END.len()];
+        if count == TRAILER_FIELDS || line.len() > room || !is_valid(&section) {
+            left_out += 1;
+            continue;
+        }
+        count += 1;
+        room -= line.len();
+        out.extend_from_slice(line);
+    }
+    if left_out > 0 {
+        tracing::debug!("{left_out} trailers do not go on to HTTP/1");
     }
 }
 
 fn is_valid(section: &[u8]) -> bool {
-    let whole = [b"0\r\n", section, b"\r\n"].concat();
-    matches!(Chunked::default().advance(&whole), Ok(step) if step.next == Next::End)
+    matches!(Chunked::default().advance(section), Ok(step) if step.next == Next::End)
 }
 
 #[cfg(test)]
@@ -280,5 +301,48 @@ mod tests {
         let mut sent = Vec::new();
         Writing::Chunks.write(&mut sent, &Frame::Trailers(trailers));
         assert_eq!(sent, b"0\r\ngrpc-status: 14\r\nx-sum: 1\r\n\r\n");
+    }
+
+    /// The trailers that a reader of ours gets.
+    fn told(trailers: HeaderMap) -> HeaderMap {
+        let mut sent = Vec::new();
+        Writing::Chunks.write(&mut sent, &Frame::Trailers(trailers));
+        let (mut incoming, mut reading) = (Incoming::default(), Reading::from(RequestBody::Chunked));
+        incoming.append(&sent);
+        match reading.take(&mut incoming) {
+            Ok(Some(Frame::Trailers(trailers))) => trailers,
+            other => panic!("{other:?} of {}", String::from_utf8_lossy(&sent)),
+        }
+    }
+
+    #[test]
+    fn as_many_trailers_are_written_as_are_read_and_the_status_of_grpc_always() {
+        for (bytes, expected) in [(1, TRAILER_FIELDS), (1_000, 9)] {
+            let mut trailers = HeaderMap::new();
+            for i in 0..100 {
+                let name = HeaderName::from_bytes(format!("x-{i:03}").as_bytes()).unwrap();
+                trailers.insert(name, HeaderValue::from_str(&"v".repeat(bytes)).unwrap());
+            }
+            trailers.insert("grpc-status", HeaderValue::from_static("7"));
+            let told = told(trailers);
+            assert_eq!((told.len(), told["grpc-status"].to_str().unwrap()), (expected, "7"));
+        }
+        // To the last byte.
+        for (excess, expected) in [(0, 2), (1, 1)] {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("a", HeaderValue::from_static("b"));
+            let rest = TRAILERS - "a: b\r\n".len() - "c: \r\n".len() - LINE_END.len() + excess;
+            trailers.insert("c", HeaderValue::from_str(&"d".repeat(rest)).unwrap());
+            assert_eq!(told(trailers).len(), expected);
+        }
+    }
+
+    #[test]
+    fn the_values_of_one_trailer_count_each() {
+        let mut trailers = HeaderMap::new();
+        for _ in 0..1_000 {
+            trailers.append("x", HeaderValue::from_static("y"));
+        }
+        assert_eq!(told(trailers).get_all("x").iter().count(), TRAILER_FIELDS);
     }
 }

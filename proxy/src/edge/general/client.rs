@@ -4,9 +4,9 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream, server::SendResponse};
-use http::Response;
+use http::{Response, StatusCode};
 
-use super::Frame;
+use super::{Frame, inflow::Inflow};
 
 /// Nobody is left to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,11 @@ pub(crate) trait Client {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, NoBody>>;
     /// `n` bytes of the body of the request went on.
     fn passed_on(&mut self, n: usize);
+    /// Called when what came of the body cannot go on: takes it out of where it waits, if that is in the
+    /// way of others. Whether there was anything.
+    fn gather(&mut self, _: &mut Context<'_>) -> bool {
+        false
+    }
     fn send_interim(&mut self, response: Response<()>);
     /// Sends the head of the response; `ends` says that it is all.
     fn send_head(&mut self, response: Response<()>, ends: bool) -> Result<(), Gone>;
@@ -39,15 +44,17 @@ pub(crate) trait Client {
 
 /// A stream of a client's connection.
 pub(super) struct Stream {
-    body: RecvStream,
-    body_ended: bool,
+    body: Inflow,
+    /// Whether the client may wait for `100 (Continue)` before it sends the body.
+    expects: bool,
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
 }
 
 impl Stream {
-    pub(super) fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Self {
-        Self { body, body_ended: false, respond, send: None }
+    /// `expects` says that the client does not send its body before it is asked to (RFC 9110 §10.1.1).
+    pub(super) fn new(body: RecvStream, expects: bool, respond: SendResponse<Bytes>) -> Self {
+        Self { body: Inflow::new(body), expects, respond, send: None }
     }
 
     /// Ends a response that has begun.
@@ -58,13 +65,7 @@ impl Stream {
 
     /// Reads what the client still sends, and forgets it; ready at its end.
     pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.body.is_end_stream() {
-            match ready!(self.body.poll_data(cx)) {
-                Some(Ok(data)) => self.passed_on(data.len()),
-                Some(Err(_)) | None => break,
-            }
-        }
-        Poll::Ready(())
+        self.body.poll_discard(cx)
     }
 
     /// Cuts it.
@@ -75,23 +76,22 @@ impl Stream {
 
 impl Client for Stream {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, NoBody>> {
-        if !self.body_ended {
-            match ready!(self.body.poll_data(cx)) {
-                Some(Ok(data)) => return Poll::Ready(Ok(Frame::Data(data, self.body.is_end_stream()))),
-                Some(Err(error)) => return Poll::Ready(Err(no_body(&error))),
-                None => self.body_ended = true,
-            }
+        let frame = self.body.poll_frame(cx);
+        // Only now: there is somebody to take the body, and none of it came yet.
+        if std::mem::take(&mut self.expects) && frame.is_pending() {
+            let mut response = Response::new(());
+            *response.status_mut() = StatusCode::CONTINUE;
+            self.send_interim(response);
         }
-        Poll::Ready(match ready!(self.body.poll_trailers(cx)) {
-            Ok(Some(trailers)) => Ok(Frame::Trailers(trailers)),
-            Ok(None) => Ok(Frame::End),
-            Err(error) => Err(no_body(&error)),
-        })
+        frame.map_err(|error| no_body(&error))
     }
 
     fn passed_on(&mut self, n: usize) {
-        // Fails only for more than came.
-        _ = self.body.flow_control().release_capacity(n);
+        self.body.passed_on(n);
+    }
+
+    fn gather(&mut self, cx: &mut Context<'_>) -> bool {
+        self.body.gather(cx)
     }
 
     fn send_interim(&mut self, response: Response<()>) {
@@ -100,6 +100,7 @@ impl Client for Stream {
     }
 
     fn send_head(&mut self, response: Response<()>, ends: bool) -> Result<(), Gone> {
+        self.expects = false;
         self.send = Some(self.respond.send_response(response, ends).map_err(|_| Gone)?);
         Ok(())
     }

@@ -6,8 +6,10 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+
 use super::{
-    super::upstream,
+    super::{fault::Fault, upstream},
     Frame,
     client::{Client, NoBody},
     up::{Event, Failed, Up},
@@ -18,6 +20,8 @@ use crate::{load::Aborted, worker::timer::Timer};
 pub(super) const SLOWNESS: Duration = Duration::from_mins(1);
 /// Bytes of a request's body that are kept until its response begins, to send them once more.
 const KEPT: usize = 16 * 1024;
+/// Frames below so many bytes are kept as copies: each would hold all of the buffer that it came in.
+const COPIED: usize = 4 * 1024;
 
 /// Interim responses to one request: nothing else bounds what they take before the client reads.
 const MAX_INTERIMS: u32 = 16;
@@ -30,22 +34,9 @@ pub(super) enum End {
     /// The endpoint failed before any byte of a response.
     Died(Failed),
     /// Nothing was sent to the client yet, and it is to be told this.
-    Refused(Refused),
+    Refused(Fault),
     /// The response had begun and was cut, or nobody is left to tell.
     Cut(Aborted),
-}
-
-/// Whose fault it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// The endpoint sent no valid response.
-    Broken,
-    /// The endpoint was silent.
-    TimedOut,
-    /// The client's body is no valid body.
-    BadBody,
-    /// The client's body did not come.
-    SlowBody,
 }
 
 /// The body of a request over all attempts to send it.
@@ -72,7 +63,12 @@ impl Sent {
         if self.bytes > KEPT || self.kept.len() > 100 {
             self.forget();
         } else {
-            self.kept.push(frame.clone());
+            self.kept.push(match frame {
+                Frame::Data(data, ends) if data.len() < COPIED => {
+                    Frame::Data(Bytes::copy_from_slice(data), *ends)
+                }
+                frame => frame.clone(),
+            });
         }
     }
 
@@ -101,6 +97,8 @@ pub(super) struct Exchange<'a, C> {
     ended: bool,
     /// How long the client may leave its body waiting before the response has begun.
     body_patience: Duration,
+    /// Whether anything moved in this turn from one side towards the other.
+    moved: bool,
     /// Whether an interim response went on.
     interim: bool,
     interims: u32,
@@ -144,6 +142,7 @@ impl<'a, C: Client> Exchange<'a, C> {
             flushing: false,
             ended: false,
             body_patience,
+            moved: false,
             interim: false,
             interims: 0,
             status: 0,
@@ -157,6 +156,7 @@ impl<'a, C: Client> Exchange<'a, C> {
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        self.moved = false;
         if let Poll::Ready(Err(end)) = self.poll_up(cx) {
             return Poll::Ready(end);
         }
@@ -166,7 +166,16 @@ impl<'a, C: Client> Exchange<'a, C> {
         if self.client.poll_gone(cx).is_ready() {
             return Poll::Ready(End::Cut(Aborted::Client));
         }
-        self.poll_time(cx)
+        let gathered = self.gather(cx);
+        // What is only put aside gives nobody more time.
+        self.poll_time(cx, self.moved || !gathered)
+    }
+
+    /// Puts aside what came from one side while the other takes nothing. Whether that was anything.
+    fn gather(&mut self, cx: &mut Context<'_>) -> bool {
+        let of_request = matches!(self.rises, Rises::Endpoint | Rises::Broken) && self.client.gather(cx);
+        let of_response = self.falling.is_some() && self.up.gather(cx);
+        of_request || of_response
     }
 
     /// The request. Ready when there is nothing more to send.
@@ -178,6 +187,7 @@ impl<'a, C: Client> Exchange<'a, C> {
                 let passed = (before - frame.len()).min(*owed);
                 *owed -= passed;
                 if passed > 0 {
+                    self.moved = true;
                     self.client.passed_on(passed);
                 }
                 self.rises = Rises::Endpoint;
@@ -197,7 +207,10 @@ impl<'a, C: Client> Exchange<'a, C> {
                 break;
             }
             match self.poll_frame(cx) {
-                Poll::Ready(Ok(frame)) => self.rising = Some(frame),
+                Poll::Ready(Ok(frame)) => {
+                    self.moved = true;
+                    self.rising = Some(frame);
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.no_body(error))),
                 Poll::Pending => {
                     if ready!(self.up.poll_flush(cx)).is_err() {
@@ -230,7 +243,7 @@ impl<'a, C: Client> Exchange<'a, C> {
 
     fn no_body(&self, error: NoBody) -> End {
         match error {
-            NoBody::Bad if self.status == 0 => End::Refused(Refused::BadBody),
+            NoBody::Bad if self.status == 0 => End::Refused(Fault::BadBody),
             NoBody::Bad | NoBody::Gone => End::Cut(Aborted::Client),
         }
     }
@@ -244,6 +257,7 @@ impl<'a, C: Client> Exchange<'a, C> {
                 let sent = self.client.poll_send(cx, frame);
                 let passed = before - frame.len();
                 if passed > 0 {
+                    self.moved = true;
                     self.bytes_sent += passed as u64;
                     self.up.passed_on(passed);
                 }
@@ -254,6 +268,7 @@ impl<'a, C: Client> Exchange<'a, C> {
                 self.falling = None;
             }
             let next = if self.ended { Poll::Pending } else { self.up.poll_next(cx) };
+            self.moved |= next.is_ready();
             match next {
                 Poll::Ready(Ok(Event::Body(frame))) => self.falling = Some(frame),
                 Poll::Ready(Ok(Event::Head(response, ends))) => {
@@ -288,13 +303,14 @@ impl<'a, C: Client> Exchange<'a, C> {
     fn failed(&self, failed: Failed) -> End {
         match failed {
             _ if self.status > 0 => End::Cut(Aborted::Upstream),
-            Failed::Broken => End::Refused(Refused::Broken),
-            _ if self.interim => End::Refused(Refused::Broken),
+            Failed::Broken => End::Refused(Fault::Broken),
+            _ if self.interim => End::Refused(Fault::Broken),
             failed => End::Died(failed),
         }
     }
 
-    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    /// `moved` says that whoever is waited for is not waited for since the last time.
+    fn poll_time(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<End> {
         let waits = if self.falling.is_some() || self.flushing {
             Waits::Client(SLOWNESS)
         } else if self.rises == Rises::Client && self.status == 0 {
@@ -303,17 +319,18 @@ impl<'a, C: Client> Exchange<'a, C> {
             Waits::Endpoint
         };
         if !self.timer.has_passed(cx) {
-            // Something moved, or this would not have been called.
-            self.timer.set(match waits {
-                Waits::Client(patience) | Waits::Body(patience) => patience,
-                Waits::Endpoint => upstream::SILENCE,
-            });
+            if moved {
+                self.timer.set(match waits {
+                    Waits::Client(patience) | Waits::Body(patience) => patience,
+                    Waits::Endpoint => upstream::SILENCE,
+                });
+            }
             return Poll::Pending;
         }
         Poll::Ready(match (self.status, waits) {
             (1.., _) | (_, Waits::Client(_)) => End::Cut(Aborted::Timeout),
-            (0, Waits::Body(_)) => End::Refused(Refused::SlowBody),
-            (0, Waits::Endpoint) => End::Refused(Refused::TimedOut),
+            (0, Waits::Body(_)) => End::Refused(Fault::SlowBody),
+            (0, Waits::Endpoint) => End::Refused(Fault::TimedOut),
         })
     }
 }
@@ -325,4 +342,47 @@ enum Waits {
     /// The body of the request.
     Body(Duration),
     Endpoint,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    /// A buffer that is counted while it is held.
+    struct Buffer(Vec<u8>, Arc<AtomicUsize>);
+
+    impl AsRef<[u8]> for Buffer {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Buffer {
+        fn drop(&mut self) {
+            self.1.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_is_kept_to_be_sent_again_holds_few_buffers() {
+        let held = Arc::<AtomicUsize>::default();
+        for (len, frames, most) in [(1, 100, 0), (COPIED - 1, 4, 0), (COPIED, 4, 4)] {
+            let mut sent = Sent::default();
+            for i in 0..frames {
+                held.fetch_add(1, Ordering::Relaxed);
+                let buffer = Bytes::from_owner(Buffer(vec![i; 32 * 1024], Arc::clone(&held)));
+                sent.keep(&Frame::Data(buffer.slice(7..7 + len), false));
+            }
+            assert!(sent.is_replayable());
+            assert_eq!(held.load(Ordering::Relaxed), most, "of {frames} of {len} bytes");
+            for (i, frame) in sent.kept.iter().enumerate() {
+                assert!(matches!(frame, Frame::Data(data, false) if *data == vec![i as u8; len]));
+            }
+        }
+    }
 }

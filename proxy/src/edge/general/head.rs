@@ -44,6 +44,12 @@ pub(super) fn host(parts: &Parts) -> Result<&str, HeadError> {
     if host.is_empty() || host.contains('@') { Err(BAD_HOST) } else { Ok(host) }
 }
 
+/// Whether the client waits to be asked for the body (RFC 9110 §10.1.1).
+pub(super) fn expects_continue(parts: &Parts) -> bool {
+    let mut expectations = parts.headers.get_all(EXPECT).iter().filter_map(|value| value.to_str().ok());
+    expectations.any(|value| value.split(',').any(|one| one.trim().eq_ignore_ascii_case("100-continue")))
+}
+
 /// How the body is framed in HTTP/1. Its length is checked by `h2`.
 pub(super) fn body(parts: &Parts, ends: bool) -> RequestBody {
     let length = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -62,13 +68,14 @@ pub(super) fn body(parts: &Parts, ends: bool) -> RequestBody {
 /// When its host is not one.
 pub(super) fn edit(parts: &mut Parts, client: &str, proto: &'static str) -> Result<(), HeadError> {
     let host = parts.headers.remove(HOST);
-    if let (None, Some(host)) = (parts.uri.authority(), host) {
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    if let (None, Some(host)) = (&uri.authority, host) {
         // RFC 9113 §8.3.1: an intermediary makes one of the other.
-        let mut uri = std::mem::take(&mut parts.uri).into_parts();
         uri.authority = Some(Authority::try_from(host.as_bytes()).map_err(|_| BAD_HOST)?);
-        uri.scheme = Some(if proto == "https" { Scheme::HTTPS } else { Scheme::HTTP });
-        parts.uri = Uri::from_parts(uri).map_err(|_| BAD_HOST)?;
     }
+    // What the client says of its connection is not what it is, or it is of no use.
+    uri.scheme = Some(if proto == "https" { Scheme::HTTPS } else { Scheme::HTTP });
+    parts.uri = Uri::from_parts(uri).map_err(|_| BAD_HOST)?;
     // The body is sent without being asked for.
     parts.headers.remove(EXPECT);
     let mut chain = Vec::new();
@@ -146,5 +153,38 @@ mod tests {
         let mut parts = self::parts("GET", "/x?y", &[("host", "a.com")]);
         edit(&mut parts, "10.0.0.2", "http").unwrap();
         assert_eq!(parts.uri, "http://a.com/x?y");
+    }
+
+    #[test]
+    fn the_scheme_is_that_of_the_connection() {
+        for (method, uri, proto, expected) in [
+            ("GET", "https://a.com/x", "http", "http://a.com/x"),
+            ("GET", "gopher://a.com/x", "https", "https://a.com/x"),
+            ("GET", "http://a.com/", "http", "http://a.com/"),
+        ] {
+            let mut parts = parts(method, uri, &[]);
+            edit(&mut parts, "10.0.0.2", proto).unwrap();
+            assert_eq!(parts.uri, expected);
+        }
+        // As `h2` takes the server as a whole apart.
+        for (authority, host) in [(Some("a.com"), None), (None, Some(("host", "a.com")))] {
+            let mut parts = parts("OPTIONS", "*", host.as_slice());
+            let mut uri = std::mem::take(&mut parts.uri).into_parts();
+            uri.authority = authority.map(|authority| authority.parse().unwrap());
+            uri.scheme = authority.map(|_| "x".parse().unwrap());
+            parts.uri = Uri::from_parts(uri).unwrap();
+            edit(&mut parts, "10.0.0.2", "https").unwrap();
+            let uri = parts.uri.into_parts();
+            assert_eq!((uri.scheme, uri.authority.unwrap().as_str()), (Some(Scheme::HTTPS), "a.com"));
+            assert_eq!(uri.path_and_query.unwrap().as_str(), "*");
+        }
+    }
+
+    #[test]
+    fn the_expectation_is_one_of_a_list() {
+        for (value, expected) in [("100-Continue", true), ("a, 100-continue", true), ("100", false)] {
+            let parts = parts("POST", "http://a/", &[("expect", value)]);
+            assert_eq!(expects_continue(&parts), expected, "{value}");
+        }
     }
 }

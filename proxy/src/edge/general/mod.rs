@@ -9,7 +9,9 @@
 //! - [`head`]: what is forwarded of a head of HTTP/2. [`body`]: bodies of HTTP/1 to and from frames.
 //! - [`refuse`]: own answers; [`grpc`]: what they are to gRPC.
 //! - [`pool`]: connections of HTTP/2 to endpoints.
-//! - [`wire`]: the bytes below `h2`, gathered into few writes. [`signal`]: whether `h2` has work to do.
+//! - [`inflow`]: a body that comes by HTTP/2, taken out of `h2` in time.
+//! - [`wire`]: the bytes below `h2`, gathered into few writes. [`sieve`]: which of them `h2` gets.
+//! - [`signal`]: whether `h2` has work to do.
 //!
 //! [`lean`]: super::lean
 
@@ -19,10 +21,12 @@ pub(crate) mod client;
 mod exchange;
 mod grpc;
 mod head;
+mod inflow;
 pub(crate) mod pool;
 mod refuse;
 mod request;
 mod server;
+mod sieve;
 mod signal;
 mod up;
 mod wire;

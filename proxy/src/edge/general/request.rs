@@ -55,7 +55,7 @@ pub(super) async fn serve(
 ) -> Fate {
     let (mut parts, body) = request.into_parts();
     let ends = body.is_end_stream();
-    let stream = Stream::new(body, respond);
+    let stream = Stream::new(body, !ends && head::expects_continue(&parts), respond);
     let mut call = Call {
         gateway,
         stream,
@@ -174,9 +174,13 @@ impl Call<'_> {
         if let (true, Some(body)) = (told, body) {
             let mut frame = Frame::Data(body, true);
             self.timer.set(SLOWNESS);
-            told = poll_fn(|cx| match self.stream.poll_send(cx, &mut frame) {
-                Poll::Pending if self.timer.has_passed(cx) => Poll::Ready(false),
-                sent => sent.map(|sent| sent.is_ok()),
+            told = poll_fn(|cx| {
+                // What the client still sends is not to be in the way of others.
+                self.stream.gather(cx);
+                match self.stream.poll_send(cx, &mut frame) {
+                    Poll::Pending if self.timer.has_passed(cx) => Poll::Ready(false),
+                    sent => sent.map(|sent| sent.is_ok()),
+                }
             })
             .await;
         }

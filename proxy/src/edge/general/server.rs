@@ -1,5 +1,10 @@
 //! A client's connection of HTTP/2: one task for it and all of its streams. Each turn takes what came,
 //! lets the streams that were woken go on, and sends what all of them had to say in one write.
+//!
+//! - [`cancels`]: how many streams a client may cut. [`linger`]: the end of a connection.
+
+mod cancels;
+mod linger;
 
 use std::{
     future::{Future, poll_fn},
@@ -7,29 +12,33 @@ use std::{
     pin::pin,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use h2::{Reason, server};
 
+use self::cancels::Cancels;
 use super::{
     super::{gateway::Gateway, lean::incoming::Incoming, stream::Stream},
     exchange::SLOWNESS,
     request::{self, Fate, Peer},
     signal::Signal,
-    wire::Wire,
+    wire::{SMALL_FRAMES_BUDGET, Wire},
 };
-use crate::worker::timer::Timer;
+use crate::{load::now_micros, worker::timer::Timer};
 
 /// Streams at once of one client (RFC 9113 §6.5.2 wants no less).
 const STREAMS: u32 = 100;
-/// Bytes of a request's body that wait in a stream for a slow endpoint. What a client far away may have
-/// on its way: 20 Mbit/s at 100 ms.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// The same of all streams of a connection.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes of a request's body that wait in a stream for a slow endpoint: what is on its way at 10 Mbit/s
+/// from a client 100 ms away, or at 20 Mbit/s from one 50 ms away.
+const STREAM_WINDOW: u32 = 128 * 1024;
+/// The same of all streams of a connection: their sum, as those whose endpoints take nothing would use up
+/// anything less, and the others wait behind them. That is 12.5 MiB at worst, for a hundred uploads that
+/// are all stuck; the kernel may hold 6 MiB of a connection as it is. All clients together are bounded by
+/// the requests in flight, 2^17: 16 GiB, where 256 KiB a stream in 1 MiB a connection came to 32 GiB.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS;
 /// Bytes of a response that wait in a stream for the connection.
 const SEND_BUFFER: usize = 32 * 1024;
 /// Bytes of a request's head, as RFC 9113 §6.5.2 counts them.
@@ -40,12 +49,6 @@ const PREFACE: Duration = Duration::from_secs(15);
 const IDLE: Duration = Duration::from_mins(1);
 /// How long a client may take to say good-bye after the last stream.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// Streams that a client may cut before their answer, beyond those that it let be answered. Whoever cuts
-/// more makes work for nothing (CVE-2023-44487).
-const CANCELLED: u32 = 200;
-/// What a client still sends after the last word is read for so long and up to so much: a close with
-/// unread bytes would reset the connection, and the last word be lost.
-const LINGER: (Duration, usize) = (Duration::from_secs(2), 4 << 20);
 /// How often a turn goes round before other connections have theirs.
 const ROUNDS: usize = 4;
 
@@ -69,27 +72,16 @@ pub(crate) async fn serve(stream: Stream, peer: SocketAddr, read: Incoming, gate
         timer: &timer,
         sent: 0,
         began: false,
-        cancelled: 0,
+        cancels: Cancels::new(now_micros()),
         stopping: false,
+        farewell: None,
         waits: Waits::Nothing,
     };
     let waker = Waker::from(Arc::clone(&turns.signal));
     poll_fn(|cx| turns.poll(cx, &waker)).await;
-    let Turns { connection, mut streams, wire, .. } = turns;
+    let Turns { connection, streams, wire, .. } = turns;
     drop(connection); // the streams that are left learn of it, and end
-    timer.set(LINGER.0);
-    let mut budget = LINGER.1;
-    poll_fn(|cx| {
-        let ended = loop {
-            match streams.poll_next_unpin(cx) {
-                Poll::Ready(Some(_)) => {}
-                ended => break ended.is_ready(),
-            }
-        };
-        let silent = wire.poll_discard(cx, &mut budget).is_ready();
-        if (ended && silent) || timer.has_passed(cx) { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
+    linger::linger(wire, streams, &timer).await;
 }
 
 /// Reads the client's preface; `None` when none comes in time.
@@ -117,7 +109,8 @@ fn builder() -> server::Builder {
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEAD)
-        .max_send_buffer_size(SEND_BUFFER);
+        .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(SMALL_FRAMES_BUDGET);
     builder
 }
 
@@ -147,9 +140,11 @@ struct Turns<'a, O, F> {
     sent: u64,
     /// Whether a stream was begun since the last turn ended.
     began: bool,
-    cancelled: u32,
+    cancels: Cancels,
     /// Whether the client was told that no more requests are taken.
     stopping: bool,
+    /// By when the client has to have closed, since it was told so and had no more streams.
+    farewell: Option<Instant>,
     waits: Waits,
 }
 
@@ -205,15 +200,16 @@ where
     }
 
     fn poll_streams(&mut self, cx: &mut Context<'_>) {
+        let mut too_many = false;
         while let Poll::Ready(Some(fate)) = self.streams.poll_next_unpin(cx) {
             match fate {
-                Fate::Answered => self.cancelled = self.cancelled.saturating_sub(1),
-                Fate::Cancelled => self.cancelled += 1,
+                Fate::Answered => self.cancels.answered(),
+                Fate::Cancelled => too_many |= self.cancels.cancelled(now_micros()),
             }
-            if self.cancelled == CANCELLED {
-                self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-                self.signal.raise();
-            }
+        }
+        if too_many {
+            self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            self.signal.raise();
         }
     }
 
@@ -225,11 +221,13 @@ where
     }
 
     fn poll_time(&mut self, cx: &mut Context<'_>, sending: bool) -> Poll<()> {
-        let waits = match (sending, self.streams.is_empty(), self.stopping) {
-            (true, ..) => Waits::Sending,
-            (false, true, true) => Waits::Farewell,
-            (false, true, false) => Waits::Idle,
-            (false, false, _) => Waits::Nothing,
+        if self.stopping && self.streams.is_empty() {
+            return self.poll_farewell(cx, sending);
+        }
+        let waits = match (sending, self.streams.is_empty()) {
+            (true, _) => Waits::Sending,
+            (false, true) => Waits::Idle,
+            (false, false) => Waits::Nothing,
         };
         let sent = self.wire.sent();
         let moved = std::mem::replace(&mut self.sent, sent) != sent;
@@ -239,10 +237,9 @@ where
         if waits != self.waits || (goes_on && waits != Waits::Nothing) {
             self.waits = waits;
             match waits {
-                Waits::Nothing => self.timer.clear(),
                 Waits::Sending => self.timer.set(SLOWNESS),
                 Waits::Idle => self.timer.set(IDLE),
-                Waits::Farewell => self.timer.set(FAREWELL),
+                Waits::Nothing | Waits::Farewell => self.timer.clear(),
             }
         }
         if !self.timer.has_passed(cx) {
@@ -250,11 +247,20 @@ where
         }
         if waits == Waits::Idle {
             self.stop();
-            self.waits = Waits::Farewell;
-            self.timer.set(FAREWELL);
-            _ = self.timer.has_passed(cx);
-            return Poll::Pending;
+            return self.poll_farewell(cx, sending);
         }
         Poll::Ready(())
+    }
+
+    /// The last stream has ended. Whatever the client still says, pings for one, it moves no deadline.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>, sending: bool) -> Poll<()> {
+        let now = Instant::now();
+        let by = now + if sending { SLOWNESS } else { FAREWELL };
+        let by = self.farewell.map_or(by, |before| before.min(by));
+        if self.waits != Waits::Farewell || self.farewell != Some(by) {
+            (self.waits, self.farewell) = (Waits::Farewell, Some(by));
+            self.timer.set(by.saturating_duration_since(now));
+        }
+        if self.timer.has_passed(cx) { Poll::Ready(()) } else { Poll::Pending }
     }
 }

@@ -1,5 +1,6 @@
 //! The bytes of a connection below `h2`. It flushes after each frame of data; here they gather until the
-//! connection's task has done all that can be done now, and leave in one write.
+//! connection's task has done all that can be done now, and leave in one write. What comes goes through
+//! a [`sieve`](super::sieve).
 
 use std::{
     io,
@@ -10,11 +11,21 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::super::{lean::incoming::Incoming, stream::Stream};
+use super::{
+    super::{lean::incoming::Incoming, stream::Stream},
+    sieve::Sieve,
+};
 use crate::worker::buffer::Output;
 
 /// Bytes that wait at most before `h2` has to.
 const MOST: usize = 64 * 1024;
+/// Small frames of data that `h2` gets in a row before it has to let its streams take them; with those of
+/// the read that exceeds it. They always take all, so that no more ever wait in `h2`.
+const SMALL_FRAMES: u32 = 1_024;
+/// What `h2` itself may count for small frames that wait, before it ends the connection: so much that it
+/// never does. It also counts what comes for streams that were reset before, and never forgets it; what
+/// is enough for a burst would be too little for the life of a connection. [`SMALL_FRAMES`] is the bound.
+pub(super) const SMALL_FRAMES_BUDGET: usize = usize::MAX / 2;
 
 /// A connection that `h2` and its task share. The lock is never contended: both are one task.
 #[derive(Clone, Debug)]
@@ -25,6 +36,7 @@ struct Inner {
     stream: Stream,
     /// What was read before `h2` took over.
     read: Incoming,
+    sieve: Sieve,
     /// Not held while there is nothing.
     out: Option<Output>,
     /// Whether TLS may hold something back.
@@ -39,10 +51,20 @@ struct Inner {
 }
 
 impl Wire {
+    /// From a client. Some of what it sent may have been read.
     pub(super) fn new(stream: Stream, read: Incoming) -> Self {
+        Self::over(stream, read, Sieve::of_client())
+    }
+
+    pub(super) fn to_endpoint(stream: Stream) -> Self {
+        Self::over(stream, Incoming::default(), Sieve::of_endpoint())
+    }
+
+    fn over(stream: Stream, read: Incoming, sieve: Sieve) -> Self {
         Self(Arc::new(Mutex::new(Inner {
             stream,
             read,
+            sieve,
             out: None,
             unsent: false,
             refused: None,
@@ -109,6 +131,53 @@ impl Inner {
         Poll::Ready(Ok(()))
     }
 
+    /// What came, as it came.
+    fn poll_came(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            let before = buf.filled().len();
+            let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+            self.received += (buf.filled().len() - before) as u64;
+            return read;
+        }
+        let bytes = self.read.bytes();
+        let n = bytes.len().min(buf.remaining());
+        buf.put_slice(&bytes[..n]);
+        self.read.consume(n);
+        Poll::Ready(Ok(()))
+    }
+
+    /// What `h2` gets of it. Nothing only at the end.
+    fn poll_sifted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let passing = self.sieve.passing();
+            if !passing.is_empty() {
+                let n = passing.len().min(buf.remaining());
+                buf.put_slice(&passing[..n]);
+                self.sieve.passed(n);
+                return Poll::Ready(Ok(()));
+            }
+            let missing = self.sieve.missing();
+            if missing > 0 {
+                let mut bytes = [0; 16];
+                let mut rest = ReadBuf::new(&mut bytes[..missing]);
+                ready!(self.poll_came(cx, &mut rest))?;
+                self.sieve.give(rest.filled());
+                continue;
+            }
+            let before = buf.filled().len();
+            ready!(self.poll_came(cx, buf))?;
+            let came = &mut buf.filled_mut()[before..];
+            if came.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let kept = self.sieve.sift(came);
+            buf.set_filled(before + kept);
+            if kept > 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
     fn poll_gather(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.out.as_mut().is_some_and(|out| out.bytes().len() >= MOST) {
             let drained = self.poll_drain(cx)?;
@@ -127,17 +196,16 @@ impl Inner {
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.lock();
-        if inner.read.is_empty() {
-            let before = buf.filled().len();
-            let read = Pin::new(&mut inner.stream).poll_read(cx, buf);
-            inner.received += (buf.filled().len() - before) as u64;
-            return read;
+        if inner.sieve.small() >= SMALL_FRAMES {
+            inner.sieve.take_small();
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
-        let bytes = inner.read.bytes();
-        let n = bytes.len().min(buf.remaining());
-        buf.put_slice(&bytes[..n]);
-        inner.read.consume(n);
-        Poll::Ready(Ok(()))
+        let read = inner.poll_sifted(cx, buf);
+        if read.is_pending() {
+            inner.sieve.take_small();
+        }
+        read
     }
 }
 
@@ -203,12 +271,12 @@ mod tests {
     async fn what_was_read_comes_first_and_what_is_written_waits_for_the_turn_to_end() {
         let (stream, mut peer) = pair().await;
         let mut read = Incoming::default();
-        read.append(b"be");
+        read.append(b"PRI * HTTP/2.0");
         let mut wire = Wire::new(stream, read);
-        peer.write_all(b"fore").await.unwrap();
-        let mut bytes = [0; 6];
+        peer.write_all(b"\r\n\r\nSM\r\n\r\n").await.unwrap();
+        let mut bytes = [0; 24];
         wire.read_exact(&mut bytes).await.unwrap();
-        assert_eq!((&bytes, wire.received()), (b"before", 4));
+        assert_eq!((&bytes, wire.received()), (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 10));
 
         wire.write_all(b"one ").await.unwrap();
         wire.flush().await.unwrap();
@@ -239,5 +307,59 @@ mod tests {
         });
         wire.shutdown().await.unwrap();
         assert_eq!(taker.await.unwrap(), taken);
+    }
+
+    #[tokio::test]
+    async fn what_is_all_dropped_is_not_the_end() {
+        let (stream, mut peer) = pair().await;
+        let empty = [0, 0, 0, 0, 0, 0, 0, 0, 1];
+        let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        let mut read = Incoming::default();
+        read.append(&[&[7; 24][..], &empty.repeat(3)].concat());
+        let mut wire = Wire::new(stream, read);
+        wire.read_exact(&mut [0; 24]).await.unwrap();
+        let mut bytes = [0; 17];
+        let mut cx = Context::from_waker(Waker::noop());
+        let read = Pin::new(&mut wire).poll_read(&mut cx, &mut ReadBuf::new(&mut bytes));
+        assert!(read.is_pending(), "nothing, and no end");
+        peer.write_all(&[&empty[..], &ping, &empty[..4]].concat()).await.unwrap();
+        wire.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(bytes, ping);
+        drop(peer);
+        let mut rest = Vec::new();
+        wire.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, empty[..4], "what is cut off is told as it is");
+    }
+
+    #[tokio::test]
+    async fn many_small_frames_come_in_parts() {
+        let (stream, mut peer) = pair().await;
+        let mut wire = Wire::to_endpoint(stream);
+        peer.write_all(&[0, 0, 1, 0, 0, 0, 0, 0, 1, b'x'].repeat(3_000)).await.unwrap();
+        drop(peer);
+        let (mut taken, mut parts) = (0, Vec::new());
+        std::future::poll_fn(|cx| {
+            let mut bytes = [0; 64];
+            loop {
+                let mut buf = ReadBuf::new(&mut bytes);
+                match Pin::new(&mut wire).poll_read(cx, &mut buf) {
+                    Poll::Ready(read) => {
+                        read.unwrap();
+                        taken += buf.filled().len();
+                        if buf.filled().is_empty() {
+                            return Poll::Ready(());
+                        }
+                    }
+                    Poll::Pending => {
+                        parts.push(std::mem::take(&mut taken));
+                        return Poll::Pending;
+                    }
+                }
+            }
+        })
+        .await;
+        parts.push(taken);
+        assert_eq!(parts.iter().sum::<usize>(), 30_000);
+        assert!(parts.iter().all(|part| *part < (SMALL_FRAMES as usize + 7) * 10), "{parts:?}");
     }
 }

@@ -197,8 +197,8 @@ async fn answer(client: &mut Client, gateway: &Gateway, request: Request) -> Aft
                 finish(gateway, journey, asked, ended(Some(why)));
                 return After::Cut;
             }
-            End::Refused(refused) => {
-                let refusal = relay::refusal(refused, &journey, gateway);
+            End::Refused(fault) => {
+                let refusal = fault.refusal(&journey, &gateway.name);
                 return refuse(client, gateway, asked, Some(journey), &refusal, up.is_over()).await;
             }
             End::Died => {

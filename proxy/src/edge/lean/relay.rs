@@ -8,13 +8,13 @@ use std::{
 
 use super::{
     super::{
+        fault::Fault,
         gateway::Gateway,
         h1::{
             self,
             chunked::Chunked,
             response::{Connection, FramingEdit, ResponseBody, ResponseEdits, ResponseHead, parse_response},
         },
-        policy::Refusal,
         stream::Stream,
         upstream,
     },
@@ -41,27 +41,14 @@ pub(super) enum End {
     /// The connection to the endpoint was lost before any byte of a response.
     Died,
     /// Nothing was sent to the client yet, and it is to be told this.
-    Refused(Refused),
+    Refused(Fault),
     /// The response had begun and was cut, or nobody is left to tell.
     Cut(Aborted),
 }
 
-/// Whose fault it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// The endpoint sent no valid response.
-    Broken,
-    /// The endpoint was silent.
-    TimedOut,
-    /// The client's body is no valid body.
-    BadBody,
-    /// The client's body did not come.
-    SlowBody,
-}
-
-impl From<Refused> for End {
-    fn from(refused: Refused) -> Self {
-        Self::Refused(refused)
+impl From<Fault> for End {
+    fn from(fault: Fault) -> Self {
+        Self::Refused(fault)
     }
 }
 
@@ -178,7 +165,7 @@ impl<'a> Relay<'a> {
     }
 
     fn bad_body(&self) -> End {
-        if self.status > 0 { End::Cut(Aborted::Client) } else { Refused::BadBody.into() }
+        if self.status > 0 { End::Cut(Aborted::Client) } else { Fault::BadBody.into() }
     }
 
     /// The response.
@@ -224,14 +211,14 @@ impl<'a> Relay<'a> {
     }
 
     fn broken(&self) -> End {
-        if self.status > 0 { End::Cut(Aborted::Upstream) } else { Refused::Broken.into() }
+        if self.status > 0 { End::Cut(Aborted::Upstream) } else { Fault::Broken.into() }
     }
 
     /// `None` when that is how the body ends.
     fn on_endpoint_closed(&mut self, cleanly: bool) -> Option<End> {
         if self.status == 0 {
             let untouched = self.incoming.is_empty() && !self.asked.interim;
-            return Some(if untouched { End::Died } else { Refused::Broken.into() });
+            return Some(if untouched { End::Died } else { Fault::Broken.into() });
         }
         if cleanly && self.down.on_close() {
             return None;
@@ -246,12 +233,12 @@ impl<'a> Relay<'a> {
         }
         let mut slots = h1::slots();
         let parsed = parse_response(self.incoming.bytes(), &mut slots, self.asked.is_head);
-        let Some(head) = parsed.map_err(|_| Refused::Broken)? else { return Ok(false) };
+        let Some(head) = parsed.map_err(|_| Fault::Broken)? else { return Ok(false) };
         let len = head.len();
         match head.status() {
             101 => {
                 if !self.asked.upgrade || !head.upgrades() || !self.up.is_over() || !self.up.is_flushed() {
-                    return Err(Refused::Broken.into());
+                    return Err(Fault::Broken.into());
                 }
                 let edits = ResponseEdits { connection: Connection::Upgrade, ..ResponseEdits::default() };
                 head.write_downstream(self.down.output(), &edits);
@@ -263,7 +250,7 @@ impl<'a> Relay<'a> {
                 // HTTP/1.0 has no interim responses (RFC 9110 §15.2).
                 self.interims += 1;
                 if self.interims > MAX_INTERIMS {
-                    return Err(Refused::Broken.into());
+                    return Err(Fault::Broken.into());
                 }
                 if !self.asked.http10 {
                     head.write_downstream(self.down.output(), &ResponseEdits::default());
@@ -318,8 +305,8 @@ impl<'a> Relay<'a> {
         Poll::Ready(match (self.status, up) {
             (1.., _) => End::Cut(Aborted::Timeout),
             _ if client_takes_nothing => End::Cut(Aborted::Timeout),
-            (_, Up::WaitsForClient) => Refused::SlowBody.into(),
-            _ => Refused::TimedOut.into(),
+            (_, Up::WaitsForClient) => Fault::SlowBody.into(),
+            _ => Fault::TimedOut.into(),
         })
     }
 
@@ -361,19 +348,5 @@ fn framing(head: &ResponseHead<'_, '_>, http10: bool) -> (Framing, FramingEdit, 
         (ResponseBody::Chunked, true) => (Framing::Data(Chunked::default()), UntilClose, true),
         (ResponseBody::UntilClose, false) => (Framing::IntoChunks, Chunk, false),
         (ResponseBody::UntilClose, true) => (Framing::UntilClose, UntilClose, true),
-    }
-}
-
-/// For [`Refused`] in the words of the policy.
-pub(super) fn refusal(
-    refused: Refused,
-    journey: &super::super::policy::Journey,
-    gateway: &Gateway,
-) -> Refusal {
-    match refused {
-        Refused::Broken => journey.broken(),
-        Refused::TimedOut => journey.timed_out(&gateway.name),
-        Refused::BadBody => Refusal::BadRequest,
-        Refused::SlowBody => Refusal::SlowBody,
     }
 }

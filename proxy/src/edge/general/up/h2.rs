@@ -3,11 +3,11 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
+use h2::{Reason, SendStream, client::ResponseFuture};
 use http::Request;
 
 use super::{
-    super::{Frame, client, pool::Lease},
+    super::{Frame, client, inflow::Inflow, pool::Lease},
     Event, Failed,
 };
 
@@ -16,8 +16,7 @@ pub(in super::super) struct Http2 {
     send: SendStream<Bytes>,
     /// Until the head of the response came.
     response: ResponseFuture,
-    body: Option<RecvStream>,
-    data_ended: bool,
+    body: Option<Inflow>,
 }
 
 impl Http2 {
@@ -30,7 +29,7 @@ impl Http2 {
             lease.retire();
             return None;
         };
-        Some(Self { lease, send, response, body: None, data_ended: false })
+        Some(Self { lease, send, response, body: None })
     }
 
     pub(super) fn is_reused(&self) -> bool {
@@ -43,28 +42,17 @@ impl Http2 {
 
     pub(super) fn passed_on(&mut self, n: usize) {
         if let Some(body) = &mut self.body {
-            // Fails only for more than came.
-            _ = body.flow_control().release_capacity(n);
+            body.passed_on(n);
         }
+    }
+
+    pub(super) fn gather(&mut self, cx: &mut Context<'_>) -> bool {
+        self.body.as_mut().is_some_and(|body| body.gather(cx))
     }
 
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Failed>> {
         let Some(body) = &mut self.body else { return self.poll_head(cx) };
-        if !self.data_ended {
-            match ready!(body.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    let ends = body.is_end_stream();
-                    return Poll::Ready(Ok(Event::Body(Frame::Data(data, ends))));
-                }
-                Some(Err(_)) => return Poll::Ready(Err(Failed::Broken)),
-                None => self.data_ended = true,
-            }
-        }
-        Poll::Ready(match ready!(body.poll_trailers(cx)) {
-            Ok(Some(trailers)) => Ok(Event::Body(Frame::Trailers(trailers))),
-            Ok(None) => Ok(Event::Body(Frame::End)),
-            Err(_) => Err(Failed::Broken),
-        })
+        body.poll_frame(cx).map(|frame| frame.map(Event::Body).map_err(|_| Failed::Broken))
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Failed>> {
@@ -82,7 +70,7 @@ impl Http2 {
                 self.lease.note_answer();
                 let (parts, body) = response.into_parts();
                 let ends = body.is_end_stream();
-                self.body = Some(body);
+                self.body = Some(Inflow::new(body));
                 let response = http::Response::from_parts(parts, ());
                 Poll::Ready(Ok(Event::Head(Box::new(response), ends)))
             }

@@ -87,6 +87,15 @@ impl Up {
         }
     }
 
+    /// Takes what came of the body out of where it is in the way of others. Whether there was anything.
+    pub(super) fn gather(&mut self, cx: &mut Context<'_>) -> bool {
+        match self {
+            // Nobody shares the connection.
+            Self::Http1(_) => false,
+            Self::Http2(up) => up.gather(cx),
+        }
+    }
+
     /// Whether others were answered on its connection.
     pub(super) fn is_reused(&self) -> bool {
         match self {
