@@ -3,13 +3,16 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    future::{Future, poll_fn},
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -404,26 +407,32 @@ impl Accepting {
 
     async fn accept(&mut self) {
         let mut stopping = self.stopping.clone();
+        let changes = stopping.clone();
+        // Asked once, and again when something has changed: to ask costs a lock.
+        let mut stopped = pin!(async move { _ = stopping.changed().await });
+        let mut asked = false;
         let mut pause = ACCEPT_PAUSE.0;
         loop {
-            let accepted = tokio::select! {
-                biased;
+            let accepted = poll_fn(|cx| {
                 // An error means that the listener was dropped, which is a stop too.
-                _ = stopping.changed() => return,
-                // Frees what a connection that ended has left.
-                Some(_) = self.connections.join_next() => continue,
-                accepted = self.socket.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
+                let is_as_before = asked && matches!(changes.has_changed(), Ok(false));
+                asked = true;
+                if !is_as_before && stopped.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                self.socket.poll_accept(cx).map(Some)
+            });
+            match accepted.await {
+                None => return,
+                Some(Ok((stream, peer))) => {
                     pause = ACCEPT_PAUSE.0;
                     self.admit(stream, peer);
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     self.gateway.shared.connections.stats.accept_errors.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!("accept failed: {error}");
                     // Not beyond a stop: others may wait for the socket.
-                    if tokio::time::timeout(pause, stopping.changed()).await.is_ok() {
+                    if tokio::time::timeout(pause, stopped.as_mut()).await.is_ok() {
                         return;
                     }
                     pause = (pause * 2).min(ACCEPT_PAUSE.1);
@@ -445,8 +454,14 @@ impl Accepting {
     }
 
     fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
+        // What the set keeps of one that ended is little, and goes when others come: to be told of each
+        // end would cost a turn.
+        for _ in 0..2 {
+            _ = self.connections.try_join_next();
+        }
         if let Some(admitted) = self.gateway.shared.connections.admit() {
-            let served = connection::serve(stream, peer, Arc::clone(&self.gateway));
+            // On the heap at once: it is large, and moved a few times on its way to the runtime.
+            let served = Box::pin(connection::serve(stream, peer, Arc::clone(&self.gateway)));
             self.connections.spawn(async move {
                 served.await;
                 drop(admitted); // counted until here, whichever way it ended
