@@ -268,15 +268,49 @@ async fn stalled_uploads_hold_up_no_others_of_their_connection() {
     proxy.stopped().await;
 }
 
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test]
+async fn a_request_that_came_with_the_preface_may_take_longer_than_a_preface() {
+    // GET / of a.com, on stream 1.
+    const REQUEST: &[u8] = b"\0\0\x0a\x01\x05\0\0\0\x01\x82\x84\x86\x41\x05a.com";
+    let (release, released) = watch::channel(false);
+    let upstream = Backend::start(move |request, respond| {
+        let mut released = released.clone();
+        async move {
+            released.wait_for(|released| *released).await.unwrap();
+            echo(request, respond).await;
+        }
+    })
+    .await;
+    let World { proxy, edge, .. } = world(H2c, &[upstream.address]).await;
+    let mut stream = TcpStream::connect(edge).await.unwrap();
+    write(&mut stream, [PREFACE, SETTINGS, REQUEST].concat()).await;
+    eventually("it is let in", async || (proxy.in_flight("shop/v1").await == 1).then_some(())).await;
+    // A preface has 15 s.
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    assert_eq!(proxy.in_flight("shop/v1").await, 1);
+    release.send_replace(true);
+    let (mut head, mut came) = ([0; 9], Vec::new());
+    while came.last() != Some(&1) {
+        soon(stream.read_exact(&mut head)).await.unwrap();
+        came.push(head[3]);
+        let mut rest = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        soon(stream.read_exact(&mut rest)).await.unwrap();
+    }
+    drop(stream);
+    proxy.stopped().await;
+}
+
 #[tokio::test]
 async fn pings_do_not_put_off_the_end_of_a_connection() {
-    const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
     const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\0pingping";
     let one = support::backend::Backend::start("one").await;
     let World { mut proxy, edge, .. } = world(Http, &[one.address]).await;
     // Answers nothing that it is asked, as h2 would end the connection when it is.
     let mut stream = TcpStream::connect(edge).await.unwrap();
-    write(&mut stream, [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", SETTINGS, PING].concat()).await;
+    write(&mut stream, [PREFACE, SETTINGS, PING].concat()).await;
     let mut bytes = [0; 9];
     soon(stream.read_exact(&mut bytes)).await.unwrap();
     assert_eq!(bytes[3], 4, "SETTINGS");

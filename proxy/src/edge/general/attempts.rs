@@ -106,6 +106,7 @@ pub(crate) async fn answer(
         let mut exchange = Exchange::new(client, up, timer, &mut sent, !asked.ends, body_patience);
         let end = poll_fn(|cx| exchange.poll(cx)).await;
         let is_sent = exchange.is_sent();
+        exchange.give_back();
         let (status, bytes_sent, up) = (exchange.status, exchange.bytes_sent, exchange.up);
         let end = match end {
             End::Complete => {

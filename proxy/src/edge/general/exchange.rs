@@ -150,6 +150,14 @@ impl<'a, C: Client> Exchange<'a, C> {
         }
     }
 
+    /// The attempt is over: what its endpoint did not take counts as gone on, so that the client's window
+    /// does not shrink by it.
+    pub(super) fn give_back(&mut self) {
+        if let Some((_, owed)) = self.rising.take().filter(|(_, owed)| *owed > 0) {
+            self.client.passed_on(owed);
+        }
+    }
+
     /// Whether the endpoint has the whole request.
     pub(super) fn is_sent(&self) -> bool {
         self.rises == Rises::Over

@@ -20,13 +20,13 @@ use std::{
 
 use bytes::Bytes;
 use h2::client;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 pub(super) use self::lease::Lease;
 use self::{
     driver::Driver,
     lease::{Connection, STREAMS, State, UNKNOWN},
-    queue::{Bucket, Grant, Turn},
+    queue::{Bucket, Grant, PAUSE, Turn},
 };
 use super::{
     super::upstream,
@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     cluster::{Cluster, Peer},
-    load::{EndpointLoad, now_micros},
+    load::{EndpointLoad, now_micros, shard::Held},
 };
 
 /// Bytes of a response that wait in a stream for a slow client. Twice what is moved at once.
@@ -69,24 +69,52 @@ pub(super) fn take(peer: Peer) -> Option<Lease> {
 ///
 /// # Errors
 /// When it cannot be connected to.
-pub(super) async fn lease(cluster: &Cluster, endpoint: &Arc<EndpointLoad>) -> io::Result<Lease> {
-    let peer = cluster.peer(endpoint);
+pub(super) async fn lease(cluster: &Held<Cluster>, endpoint: &Arc<EndpointLoad>) -> io::Result<Lease> {
+    let ended = || io::Error::from(io::ErrorKind::ConnectionAborted);
     loop {
-        let turn = match wait(peer, endpoint).await {
-            Some(Grant::Place(lease)) => return Ok(lease),
-            Some(Grant::Turn(turn)) => turn,
-            // The thread is ending.
-            None => return Err(io::ErrorKind::ConnectionAborted.into()),
+        let turn = match wait(cluster.peer(endpoint), endpoint).await.ok_or_else(ended)? {
+            Grant::Place(lease) => return Ok(lease),
+            Grant::Turn(turn) => turn,
         };
-        match connect(cluster, endpoint, peer).await {
-            Ok(connection) => return Ok(admit(turn, connection, endpoint)),
+        let (tell, told) = oneshot::channel();
+        // By itself: whoever has its turn may have little time left, and others wait for the same.
+        tokio::spawn(make(cluster.clone(), Arc::clone(endpoint), turn, tell));
+        match told.await.map_err(|_| ended())? {
+            Ok(lease) => return Ok(lease),
             // A full endpoint that takes no further connection is none that cannot be reached.
-            Err(error) => {
-                if !turn.failed() {
-                    return Err(error);
-                }
-            }
+            Err(NotMade::Full) => {}
+            Err(NotMade::Unreachable(error)) => return Err(error),
         }
+    }
+}
+
+/// Why there is no further connection.
+enum NotMade {
+    /// There are others.
+    Full,
+    Unreachable(io::Error),
+}
+
+/// Makes a further connection, whoever may still want it.
+async fn make(
+    cluster: Held<Cluster>,
+    endpoint: Arc<EndpointLoad>,
+    turn: Turn,
+    tell: oneshot::Sender<Result<Lease, NotMade>>,
+) {
+    let peer = cluster.peer(&endpoint);
+    let connecting = connect(&cluster, &endpoint, peer);
+    let made = tokio::time::timeout(cluster.config.connect_timeout, connecting).await;
+    let error = match made.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        // Dropped when nobody is told, and with it the place is free for whoever waits.
+        Ok(connection) => return drop(tell.send(Ok(admit(turn, connection, &endpoint)))),
+        Err(error) => error,
+    };
+    let others = turn.failed();
+    _ = tell.send(Err(if others { NotMade::Full } else { NotMade::Unreachable(error) }));
+    if others {
+        tokio::time::sleep(PAUSE).await;
+        settle(peer); // another try may be made
     }
 }
 

@@ -1,9 +1,11 @@
 //! A client's connection of HTTP/2: one task for it and all of its streams. Each turn takes what came,
 //! lets the streams that were woken go on, and sends what all of them had to say in one write.
 //!
-//! - [`cancels`]: how many streams a client may cut. [`linger`]: the end of a connection.
+//! - [`cancels`]: how many streams a client may cut. [`farewell`]: how long it may take to close;
+//!   [`linger`]: the end of a connection.
 
 mod cancels;
+mod farewell;
 mod linger;
 
 use std::{
@@ -19,7 +21,7 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use h2::{Reason, server};
 
-use self::cancels::Cancels;
+use self::{cancels::Cancels, farewell::Farewell};
 use super::{
     super::{gateway::Gateway, lean::incoming::Incoming, stream::Stream},
     exchange::SLOWNESS,
@@ -47,8 +49,6 @@ const HEAD: u32 = 64 * 1024;
 const PREFACE: Duration = Duration::from_secs(15);
 /// How long a connection without a stream is kept.
 const IDLE: Duration = Duration::from_mins(1);
-/// How long a client may take to say good-bye after the last stream.
-const FAREWELL: Duration = Duration::from_secs(5);
 /// How often a turn goes round before other connections have theirs.
 const ROUNDS: usize = 4;
 
@@ -62,6 +62,7 @@ pub(crate) async fn serve(stream: Stream, peer: SocketAddr, read: Incoming, gate
     let wire = Wire::new(stream, read);
     let timer = Timer::new();
     let Some(connection) = handshake(&wire, &timer).await else { return };
+    timer.clear(); // the first turn may begin with streams, which have timers of their own
     let mut turns = Turns {
         connection,
         wire,
@@ -143,8 +144,8 @@ struct Turns<'a, O, F> {
     cancels: Cancels,
     /// Whether the client was told that no more requests are taken.
     stopping: bool,
-    /// By when the client has to have closed, since it was told so and had no more streams.
-    farewell: Option<Instant>,
+    /// Since the client was told so, and had no more streams.
+    farewell: Option<Farewell>,
     waits: Waits,
 }
 
@@ -224,6 +225,7 @@ where
         if self.stopping && self.streams.is_empty() {
             return self.poll_farewell(cx, sending);
         }
+        self.farewell = None;
         let waits = match (sending, self.streams.is_empty()) {
             (true, _) => Waits::Sending,
             (false, true) => Waits::Idle,
@@ -252,13 +254,16 @@ where
         Poll::Ready(())
     }
 
-    /// The last stream has ended. Whatever the client still says, pings for one, it moves no deadline.
+    /// The last stream has ended, and the client is to close.
     fn poll_farewell(&mut self, cx: &mut Context<'_>, sending: bool) -> Poll<()> {
         let now = Instant::now();
-        let by = now + if sending { SLOWNESS } else { FAREWELL };
-        let by = self.farewell.map_or(by, |before| before.min(by));
-        if self.waits != Waits::Farewell || self.farewell != Some(by) {
-            (self.waits, self.farewell) = (Waits::Farewell, Some(by));
+        // What `h2` holds of responses that have ended comes when the wire has room again.
+        let owes = sending || self.signal.is_raised();
+        let farewell = self.farewell.get_or_insert_with(|| Farewell::new(now));
+        let moved = farewell.note(owes, now);
+        let by = farewell.by();
+        if self.waits != Waits::Farewell || moved {
+            self.waits = Waits::Farewell;
             self.timer.set(by.saturating_duration_since(now));
         }
         if self.timer.has_passed(cx) { Poll::Ready(()) } else { Poll::Pending }

@@ -247,7 +247,10 @@ impl AsyncWrite for Wire {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.lock();
-        ready!(inner.poll_drain(cx))?;
+        if inner.poll_drain(cx)?.is_pending() {
+            inner.refused = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
         inner.stream.poll_close(cx)
     }
 }

@@ -2,7 +2,7 @@
 //! gets the place of the next stream that ends, what a connection turns out to take more, or the turn to
 //! make a further connection, whichever comes first.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 
@@ -19,9 +19,9 @@ use crate::{
 /// so many are 12,800 streams where an endpoint takes 100, and still 128 where it takes but one. Who
 /// comes then waits until a stream ends, as long as a connection may take.
 const MOST: usize = 128;
-/// After an endpoint with connections has refused a further one, so long none is tried again, in µs.
-/// Streams that end make room meanwhile.
-const PAUSE: u64 = 1_000_000;
+/// After an endpoint with connections has refused a further one, so long none is tried again. Streams
+/// that end make room meanwhile.
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// The connections to an endpoint and who waits for them. While anybody waits there is no room: each
 /// event that makes some is followed by [`settle`].
@@ -152,7 +152,8 @@ impl Turn {
     pub(super) fn failed(self) -> bool {
         let others = with(self.peer, |bucket| {
             bucket.connections.retain(|connection| !connection.state.is_closed());
-            bucket.not_before = if bucket.connections.is_empty() { 0 } else { now_micros() + PAUSE };
+            bucket.not_before =
+                if bucket.connections.is_empty() { 0 } else { now_micros() + PAUSE.as_micros() as u64 };
             !bucket.connections.is_empty()
         });
         others.unwrap_or(false)

@@ -7,6 +7,10 @@ use std::{
 };
 
 use super::*;
+use crate::{
+    cluster,
+    load::{VersionLoad, shard::PerCore},
+};
 
 /// An endpoint without a network: its connections are put into the pool by hand.
 struct World {
@@ -116,6 +120,25 @@ async fn a_turn_that_comes_to_nothing_is_passed_on_and_a_full_endpoint_is_let_be
     assert!(poll(&mut four).is_pending(), "no other is tried for a while");
     drop(lease);
     place(&mut four);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_connection_is_made_for_those_who_wait_though_who_began_it_has_gone() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let assignment = cluster::tests::assignment("a/v1", &[(port, config::Health::Ready)]);
+    let load = Arc::new(VersionLoad::new("a/v1"));
+    let cluster = Cluster::new(cluster::tests::config("a/v1"), load, Some(&assignment), None);
+    let cluster = PerCore::new(cluster).hold();
+    let endpoint = Arc::clone(&cluster.endpoints[0].load);
+    let mut cx = Context::from_waker(Waker::noop());
+    let (mut one, mut two) = (Box::pin(lease(&cluster, &endpoint)), Box::pin(lease(&cluster, &endpoint)));
+    assert!(one.as_mut().poll(&mut cx).is_pending() && two.as_mut().poll(&mut cx).is_pending());
+    drop(one);
+    tokio::time::timeout(std::time::Duration::from_secs(10), two).await.unwrap().unwrap();
+    listener.accept().await.unwrap();
+    assert!(pin!(listener.accept()).poll(&mut cx).is_pending(), "it is the only one");
+    clear();
 }
 
 #[tokio::test(flavor = "current_thread")]
