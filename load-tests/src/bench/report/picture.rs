@@ -7,7 +7,7 @@ use crate::bench::subject::Kind;
 
 const WIDTH: f64 = 900.0;
 const LEFT: f64 = 110.0;
-const RIGHT: f64 = 210.0;
+const RIGHT: f64 = 250.0;
 const BAR: f64 = 18.0;
 const GAP: f64 = 6.0;
 const HEADING: f64 = 34.0;

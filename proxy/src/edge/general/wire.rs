@@ -365,4 +365,30 @@ mod tests {
         assert_eq!(parts.iter().sum::<usize>(), 30_000);
         assert!(parts.iter().all(|part| *part < (SMALL_FRAMES as usize + 7) * 10), "{parts:?}");
     }
+
+    #[tokio::test]
+    async fn a_shutdown_that_had_to_wait_is_woken_when_the_task_has_sent_the_rest() {
+        #[derive(Default)]
+        struct Woken(std::sync::atomic::AtomicBool);
+
+        impl std::task::Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+
+        let (stream, mut peer) = pair().await;
+        let mut wire = Wire::new(stream, Incoming::default());
+        let mut cx = Context::from_waker(Waker::noop());
+        while Pin::new(&mut wire).poll_write(&mut cx, &[7; 10_000]).is_ready() {}
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(Arc::clone(&woken));
+        assert!(Pin::new(&mut wire).poll_shutdown(&mut Context::from_waker(&waker)).is_pending());
+        let taker = tokio::spawn(async move { peer.read_to_end(&mut Vec::new()).await.unwrap() });
+        // The task's own waker takes the place of the one above.
+        std::future::poll_fn(|cx| wire.poll_send(cx)).await.unwrap();
+        assert!(woken.0.load(std::sync::atomic::Ordering::Relaxed));
+        wire.shutdown().await.unwrap();
+        taker.await.unwrap();
+    }
 }
