@@ -71,22 +71,39 @@ pub(super) fn take(peer: Peer) -> Option<Lease> {
 /// When it cannot be connected to.
 pub(super) async fn lease(cluster: &Held<Cluster>, endpoint: &Arc<EndpointLoad>) -> io::Result<Lease> {
     let ended = || io::Error::from(io::ErrorKind::ConnectionAborted);
+    let mut making: Option<oneshot::Receiver<Made>> = None;
     loop {
-        let turn = match wait(cluster.peer(endpoint), endpoint).await.ok_or_else(ended)? {
-            Grant::Place(lease) => return Ok(lease),
-            Grant::Turn(turn) => turn,
+        // Whoever makes a connection takes a place that becomes free meanwhile, as the others do.
+        let grant = match &mut making {
+            None => wait(cluster.peer(endpoint), endpoint).await,
+            Some(made) => tokio::select! {
+                biased;
+                made = made => {
+                    making = None;
+                    match made.map_err(|_| ended())? {
+                        Ok(lease) => return Ok(lease),
+                        // A full endpoint that takes no further connection is none that cannot be reached.
+                        Err(NotMade::Full) => continue,
+                        Err(NotMade::Unreachable(error)) => return Err(error),
+                    }
+                }
+                grant = wait(cluster.peer(endpoint), endpoint) => grant,
+            },
         };
-        let (tell, told) = oneshot::channel();
-        // By itself: whoever has its turn may have little time left, and others wait for the same.
-        tokio::spawn(make(cluster.clone(), Arc::clone(endpoint), turn, tell));
-        match told.await.map_err(|_| ended())? {
-            Ok(lease) => return Ok(lease),
-            // A full endpoint that takes no further connection is none that cannot be reached.
-            Err(NotMade::Full) => {}
-            Err(NotMade::Unreachable(error)) => return Err(error),
+        match grant.ok_or_else(ended)? {
+            Grant::Place(lease) => return Ok(lease),
+            Grant::Turn(turn) => {
+                let (tell, told) = oneshot::channel();
+                // By itself: whoever has its turn may have little time left, and others wait for the same.
+                tokio::spawn(make(cluster.clone(), Arc::clone(endpoint), turn, tell));
+                making = Some(told);
+            }
         }
     }
 }
+
+/// What became of a further connection.
+type Made = Result<Lease, NotMade>;
 
 /// Why there is no further connection.
 enum NotMade {
@@ -96,12 +113,7 @@ enum NotMade {
 }
 
 /// Makes a further connection, whoever may still want it.
-async fn make(
-    cluster: Held<Cluster>,
-    endpoint: Arc<EndpointLoad>,
-    turn: Turn,
-    tell: oneshot::Sender<Result<Lease, NotMade>>,
-) {
+async fn make(cluster: Held<Cluster>, endpoint: Arc<EndpointLoad>, turn: Turn, tell: oneshot::Sender<Made>) {
     let peer = cluster.peer(&endpoint);
     let connecting = connect(&cluster, &endpoint, peer);
     let made = tokio::time::timeout(cluster.config.connect_timeout, connecting).await;
@@ -112,6 +124,7 @@ async fn make(
     };
     let others = turn.failed();
     _ = tell.send(Err(if others { NotMade::Full } else { NotMade::Unreachable(error) }));
+    drop((cluster, endpoint));
     if others {
         tokio::time::sleep(PAUSE).await;
         settle(peer); // another try may be made

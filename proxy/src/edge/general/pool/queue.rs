@@ -72,7 +72,7 @@ impl Bucket {
     fn wants_another(&self, now: u64) -> bool {
         !self.connecting
             && self.connections.len() < MOST
-            && now >= self.not_before
+            && (self.connections.is_empty() || now >= self.not_before)
             && !self.connections.iter().any(|connection| connection.state.is_unknown())
     }
 

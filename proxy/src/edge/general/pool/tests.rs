@@ -122,15 +122,36 @@ async fn a_turn_that_comes_to_nothing_is_passed_on_and_a_full_endpoint_is_let_be
     place(&mut four);
 }
 
-#[tokio::test(flavor = "current_thread")]
-async fn a_connection_is_made_for_those_who_wait_though_who_began_it_has_gone() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+fn cluster(port: u16) -> (Held<Cluster>, Arc<EndpointLoad>) {
     let assignment = cluster::tests::assignment("a/v1", &[(port, config::Health::Ready)]);
     let load = Arc::new(VersionLoad::new("a/v1"));
     let cluster = Cluster::new(cluster::tests::config("a/v1"), load, Some(&assignment), None);
     let cluster = PerCore::new(cluster).hold();
     let endpoint = Arc::clone(&cluster.endpoints[0].load);
+    (cluster, endpoint)
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn who_makes_a_connection_takes_a_place_that_becomes_free_meanwhile() {
+    let (cluster, endpoint) = cluster(1);
+    let mut world =
+        World { peer: cluster.peer(&endpoint), endpoint: Arc::clone(&endpoint), kept: Vec::new() };
+    let connection = world.connection().await;
+    connection.state.learn(1);
+    let held = admit(turn(&mut world.ask()), connection, &endpoint);
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut asked = pin!(lease(&cluster, &endpoint));
+    assert!(asked.as_mut().poll(&mut cx).is_pending());
+    drop(held);
+    // Nothing else had a turn, so the further connection was not even begun.
+    assert!(matches!(asked.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
+    clear();
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_connection_is_made_for_those_who_wait_though_who_began_it_has_gone() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (cluster, endpoint) = cluster(listener.local_addr().unwrap().port());
     let mut cx = Context::from_waker(Waker::noop());
     let (mut one, mut two) = (Box::pin(lease(&cluster, &endpoint)), Box::pin(lease(&cluster, &endpoint)));
     assert!(one.as_mut().poll(&mut cx).is_pending() && two.as_mut().poll(&mut cx).is_pending());
