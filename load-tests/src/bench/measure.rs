@@ -24,8 +24,9 @@ use super::{
 
 /// Before the window opens, for pools to fill and caches to warm.
 const WARM_UP: Duration = Duration::from_millis(400);
-/// How long system calls are counted. Counting slows the subject, so the load's window lies within.
-const COUNTED: Duration = Duration::from_millis(500);
+/// How long system calls are counted, while the load goes on: its window is longer at both ends, by what
+/// it may take to attach.
+const COUNTED: Duration = Duration::from_secs(1);
 const ATTACHING: Duration = Duration::from_millis(100);
 /// Threads of the handshakes' client: connections at a time.
 const HANDSHAKING: usize = 16;
@@ -82,8 +83,8 @@ pub async fn syscalls(work: Work, subject: &Subject, place: &Place) -> Option<f6
     if matches!(work, Work::Idle(_)) {
         return None;
     }
-    let window = COUNTED.saturating_sub(ATTACHING * 2);
-    let mut load = Load::start(work, subject, place, warm_up(work) + ATTACHING, window).ok()?;
+    let window = COUNTED + ATTACHING * 3;
+    let mut load = Load::start(work, subject, place, warm_up(work), window).ok()?;
     load.ready().await.ok()?;
     let count = async {
         tokio::time::sleep(warm_up(work)).await;
