@@ -22,11 +22,13 @@ use support::{
     ANY, Connection, DEADLINE, Running, World,
     backend::{Backend, free_address},
     control::{Control, cluster},
-    eventually, shop,
+    eventually,
+    peer::Peer,
+    shop,
 };
 use tls::Authority;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::timeout,
 };
@@ -36,63 +38,6 @@ type Resource = (ResourceType, String, Vec<u8>);
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const LAST: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
-
-/// One side of a conversation.
-struct Peer<S> {
-    stream: S,
-    seen: Vec<u8>,
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
-    fn new(stream: S) -> Self {
-        Self { stream, seen: Vec::new() }
-    }
-
-    async fn say(&mut self, text: impl AsRef<[u8]>) {
-        self.stream.write_all(text.as_ref()).await.unwrap();
-        self.stream.flush().await.unwrap();
-    }
-
-    /// Everything up to and with `end`, which is then forgotten.
-    async fn hears(&mut self, end: &str) -> String {
-        let end = end.as_bytes();
-        timeout(DEADLINE, async {
-            loop {
-                if let Some(at) = self.seen.windows(end.len()).position(|window| window == end) {
-                    let rest = self.seen.split_off(at + end.len());
-                    return String::from_utf8(std::mem::replace(&mut self.seen, rest)).unwrap();
-                }
-                let n = self.stream.read_buf(&mut self.seen).await.unwrap();
-                assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&self.seen));
-            }
-        })
-        .await
-        .unwrap_or_else(|_| panic!("no {:?} in time", String::from_utf8_lossy(end)))
-    }
-
-    /// So many bytes of a body.
-    async fn takes(&mut self, length: usize) -> Vec<u8> {
-        let mut body = std::mem::take(&mut self.seen);
-        timeout(DEADLINE, async {
-            while body.len() < length {
-                assert!(self.stream.read_buf(&mut body).await.unwrap() > 0, "closed after {}", body.len());
-            }
-        })
-        .await
-        .unwrap_or_else(|_| panic!("{length} bytes do not come"));
-        self.seen = body.split_off(length);
-        body
-    }
-
-    /// Everything up to the end of the connection; whether that was a reset.
-    async fn end(&mut self) -> (Vec<u8>, bool) {
-        let mut rest = std::mem::take(&mut self.seen);
-        // Well before any time of the proxy's own has passed.
-        let read = timeout(Duration::from_secs(5), self.stream.read_to_end(&mut rest)).await;
-        let read = read.unwrap_or_else(|_| panic!("open after {:?}", String::from_utf8_lossy(&rest)));
-        (rest, read.is_err())
-    }
-}
 
 async fn connect(to: SocketAddr) -> Peer<TcpStream> {
     Peer::new(TcpStream::connect(to).await.unwrap())

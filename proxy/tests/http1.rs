@@ -6,63 +6,18 @@ mod support;
 
 use std::{net::SocketAddr, time::Duration};
 
-use support::{DEADLINE, World, control::endpoints, eventually};
+use support::{DEADLINE, World, control::endpoints, eventually, peer::Peer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::timeout,
 };
 
-/// One side of a conversation.
-struct Peer {
-    stream: TcpStream,
-    seen: Vec<u8>,
-}
-
-impl Peer {
-    fn new(stream: TcpStream) -> Self {
-        stream.set_nodelay(true).unwrap();
-        Self { stream, seen: Vec::new() }
-    }
-
-    async fn say(&mut self, text: impl AsRef<[u8]>) {
-        self.stream.write_all(text.as_ref()).await.unwrap();
-    }
-
-    /// Everything up to and with `end`, which is then forgotten.
-    async fn hears(&mut self, end: &str) -> String {
-        let end = end.as_bytes();
-        timeout(DEADLINE, async {
-            loop {
-                if let Some(at) = self.seen.windows(end.len()).position(|window| window == end) {
-                    let rest = self.seen.split_off(at + end.len());
-                    return String::from_utf8(std::mem::replace(&mut self.seen, rest)).unwrap();
-                }
-                let n = self.stream.read_buf(&mut self.seen).await.unwrap();
-                assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&self.seen));
-            }
-        })
-        .await
-        .unwrap_or_else(|_| panic!("no {:?} in {:?}", String::from_utf8_lossy(end), self.seen))
-    }
-
-    async fn head(&mut self) -> String {
-        self.hears("\r\n\r\n").await.to_ascii_lowercase()
-    }
-
-    /// Everything up to the end of the connection; whether it was reset.
-    async fn end(&mut self) -> (String, bool) {
-        let mut rest = std::mem::take(&mut self.seen);
-        let read = timeout(DEADLINE, self.stream.read_to_end(&mut rest)).await.expect("it closes");
-        (String::from_utf8_lossy(&rest).into_owned(), read.is_err())
-    }
-}
-
 /// A proxy between a client's connection and an endpoint that the test plays.
 struct Stage {
     world: World,
     endpoint: TcpListener,
-    client: Peer,
+    client: Peer<TcpStream>,
 }
 
 impl Stage {
@@ -73,8 +28,8 @@ impl Stage {
         Self { world, endpoint, client }
     }
 
-    async fn accept(&self) -> Peer {
-        Peer::new(timeout(DEADLINE, self.endpoint.accept()).await.expect("it connects").unwrap().0)
+    async fn accept(&self) -> Peer<TcpStream> {
+        peer(timeout(DEADLINE, self.endpoint.accept()).await.expect("it connects").unwrap().0)
     }
 
     async fn over(self) {
@@ -84,8 +39,13 @@ impl Stage {
     }
 }
 
-async fn connect(edge: SocketAddr) -> Peer {
-    Peer::new(TcpStream::connect(edge).await.unwrap())
+fn peer(stream: TcpStream) -> Peer<TcpStream> {
+    stream.set_nodelay(true).unwrap();
+    Peer::new(stream)
+}
+
+async fn connect(edge: SocketAddr) -> Peer<TcpStream> {
+    peer(TcpStream::connect(edge).await.unwrap())
 }
 
 #[tokio::test]
@@ -190,7 +150,7 @@ async fn a_response_may_come_before_the_request_has_ended() {
     assert!(head.starts_with("http/1.1 413 ") && head.contains("connection: close"), "{head}");
     // Still sending is no reason to lose the answer.
     _ = stage.client.stream.write_all(&vec![b'x'; 100_000]).await;
-    assert_eq!(stage.client.end().await, ("no\n".to_owned(), false));
+    assert_eq!(stage.client.ends().await, ("no\n".to_owned(), false));
     stage.over().await;
 }
 
@@ -210,7 +170,7 @@ async fn a_body_that_ends_with_its_connection_becomes_chunks() {
         assert_eq!(head.contains("chunked"), body.len() > 3, "{head}");
         assert_eq!(stage.client.hears(body).await, body);
     }
-    assert_eq!(stage.client.end().await, (String::new(), false), "HTTP/1.0 has no other end");
+    assert_eq!(stage.client.ends().await, (String::new(), false), "HTTP/1.0 has no other end");
     stage.over().await;
 }
 
@@ -230,7 +190,7 @@ async fn http_1_0_gets_no_chunks_and_keeps_its_connection_when_it_asks() {
     endpoint.say("1;x\r\nb\r\n1\r\nc\r\n0\r\nx: y\r\n\r\n").await;
     let head = stage.client.head().await;
     assert!(head.starts_with("http/1.1 200") && !head.contains("chunked"), "{head}");
-    assert_eq!(stage.client.end().await, ("bc".to_owned(), false));
+    assert_eq!(stage.client.ends().await, ("bc".to_owned(), false));
     stage.over().await;
 }
 
@@ -249,7 +209,7 @@ async fn what_is_cut_is_not_taken_for_the_whole() {
         endpoint.say(format!("HTTP/1.1 200 OK\r\n{answered}")).await;
         stage.client.hears("ab").await;
         drop(endpoint);
-        assert_eq!(stage.client.end().await, (String::new(), reset), "{asked} {answered}");
+        assert_eq!(stage.client.ends().await, (String::new(), reset), "{asked} {answered}");
         stage.over().await;
     }
 }
@@ -275,11 +235,11 @@ async fn protocols_are_switched_when_both_sides_say_so() {
     tokio::join!(from.say(&big), to.hears("end"));
     // Each side closes for itself.
     from.stream.shutdown().await.unwrap();
-    assert_eq!(to.end().await, (String::new(), false));
+    assert_eq!(to.ends().await, (String::new(), false));
     to.say("last words").await;
     from.hears("last words").await;
     drop(to);
-    assert_eq!(from.end().await, (String::new(), false));
+    assert_eq!(from.ends().await, (String::new(), false));
     stage.world.proxy.idle("shop/v1").await;
     stage.world.proxy.stopped().await;
 }
@@ -319,7 +279,7 @@ async fn an_endpoint_that_leaves_loses_its_idle_connections_at_once() {
     endpoint.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     stage.client.head().await;
     stage.world.control.set([endpoints("shop/v1", &[])]);
-    let closed = timeout(Duration::from_secs(2), endpoint.end()).await.expect("not when it grows old");
+    let closed = timeout(Duration::from_secs(2), endpoint.ends()).await.expect("not when it grows old");
     assert_eq!(closed, (String::new(), false));
     stage.over().await;
 }
@@ -332,7 +292,7 @@ async fn bytes_beyond_a_response_are_nobodys() {
     endpoint.head().await;
     endpoint.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\nevil").await;
     assert!(stage.client.hears("ok").await.ends_with("\r\n\r\nok"));
-    assert_eq!(endpoint.end().await.0, "");
+    assert_eq!(endpoint.ends().await.0, "");
     stage.client.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let mut other = stage.accept().await;
     other.head().await;
@@ -353,7 +313,7 @@ async fn a_large_body_passes_both_ways_at_the_pace_of_the_slower_side() {
         writer.write_all(&sent).await.unwrap();
         writer
     });
-    let mut endpoint = Peer::new(stage.endpoint.accept().await.unwrap().0);
+    let mut endpoint = peer(stage.endpoint.accept().await.unwrap().0);
     endpoint.head().await;
     let mut seen = std::mem::take(&mut endpoint.seen);
     while seen.len() < body.len() {
@@ -382,7 +342,7 @@ async fn a_client_that_leaves_frees_its_endpoint() {
     let mut endpoint = stage.accept().await;
     endpoint.head().await;
     drop(stage.client);
-    assert_eq!(endpoint.end().await.0, "");
+    assert_eq!(endpoint.ends().await.0, "");
     eventually("it is counted out", async || {
         let clusters = stage.world.proxy.json("/clusters").await;
         (clusters[0]["in_flight"] == 0).then_some(())

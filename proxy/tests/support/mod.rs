@@ -8,6 +8,7 @@
 pub mod backend;
 pub mod control;
 pub mod http2;
+pub mod peer;
 
 use std::{
     net::SocketAddr,
