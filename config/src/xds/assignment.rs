@@ -62,8 +62,7 @@ pub fn encode<'a>(
     }
     let localities = by_zone.into_iter().map(|(zone, endpoints)| LocalityLbEndpoints {
         locality: Some(Locality { zone: zone.to_owned(), ..Default::default() }),
-        // gRPC clients ignore a locality without a weight (gRFC A27).
-        load_balancing_weight: Some(UInt32Value { value: endpoints.iter().map(|e| e.weight).sum() }),
+        load_balancing_weight: locality_weight(&endpoints),
         lb_endpoints: endpoints.into_iter().map(encode_endpoint).collect(),
         ..Default::default()
     });
@@ -72,6 +71,14 @@ pub fn encode<'a>(
         endpoints: localities.collect(),
         ..Default::default()
     }
+}
+
+/// The share of a zone is that of what takes traffic in it. gRPC clients divide by it first, and ignore a
+/// locality without a weight (gRFC A27), as is right for one where nothing is ready.
+fn locality_weight(endpoints: &[&Endpoint]) -> Option<UInt32Value> {
+    let ready = endpoints.iter().filter(|endpoint| endpoint.health == Health::Ready);
+    let value = ready.map(|endpoint| endpoint.weight).sum();
+    (value > 0).then_some(UInt32Value { value })
 }
 
 fn encode_endpoint(endpoint: &Endpoint) -> LbEndpoint {

@@ -1,4 +1,5 @@
-//! A version ↔ `Cluster` of type EDS (envoy/config/cluster/v3/cluster.proto).
+//! A version ↔ `Cluster` of type EDS (envoy/config/cluster/v3/cluster.proto), in two forms: what proxies
+//! understand, and the smaller one that gRPC clients accept.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,6 +20,7 @@ use envoy_types::pb::envoy::{
     r#type::v3::Percent,
 };
 
+pub use super::tls::GRPC_CERTIFICATE_PROVIDER;
 use super::{DecodeError, ads, decode, decode_duration, encode_duration, pack, tls};
 use crate::{name::ClusterName, service::Protocol, tls::UpstreamTls};
 
@@ -59,8 +61,6 @@ pub fn encode(name: &ClusterName, protocol: Protocol, upstream: Option<&Upstream
     }
     Cluster {
         name: name.to_string(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
-        eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), ..Default::default() }),
         connect_timeout: Some(encode_duration(DEFAULT_CONNECT_TIMEOUT)),
         lb_policy: LbPolicy::LeastRequest as i32,
         typed_extension_protocol_options: options,
@@ -70,6 +70,30 @@ pub fn encode(name: &ClusterName, protocol: Protocol, upstream: Option<&Upstream
             healthy_panic_threshold: Some(Percent { value: 0.0 }),
             ..Default::default()
         }),
+        ..assigned()
+    }
+}
+
+/// The cluster of a version for gRPC clients, which refuse what they cannot honour: the C core, Node and
+/// Python know round robin and ring hash only (gRFC A27, A42), and least request is for Java and Go alone
+/// (gRFC A48). They speak HTTP/2 without being told.
+///
+/// With `upstream` the client has to have a certificate provider, as [`GRPC_CERTIFICATE_PROVIDER`] says;
+/// one without refuses the cluster, rather than speaking in the clear to what has TLS.
+pub fn encode_for_grpc(name: &ClusterName, upstream: Option<&UpstreamTls>) -> Cluster {
+    Cluster {
+        name: name.to_string(),
+        lb_policy: LbPolicy::RoundRobin as i32,
+        transport_socket: upstream.map(tls::encode_upstream_for_grpc),
+        ..assigned()
+    }
+}
+
+/// What follows the load assignment of its own name, on the same stream.
+fn assigned() -> Cluster {
+    Cluster {
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
+        eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()), ..Default::default() }),
         ..Default::default()
     }
 }

@@ -46,22 +46,10 @@ pub struct ListenerTls {
 /// The listener of `gateway`. Its route configuration has the gateway's name.
 pub fn encode(gateway: &Gateway) -> Listener {
     let name = gateway.name.to_string();
-    let router = HttpFilter {
-        name: "envoy.filters.http.router".to_owned(),
-        config_type: Some(http_filter::ConfigType::TypedConfig(pack(&Router {
-            // Clients see the responses of services, not Envoy's notes about them.
-            suppress_envoy_headers: true,
-            ..Default::default()
-        }))),
-        ..Default::default()
-    };
     let manager = HttpConnectionManager {
         stat_prefix: name.clone(),
-        http_filters: vec![router],
-        route_specifier: Some(RouteSpecifier::Rds(Rds {
-            config_source: Some(ads()),
-            route_config_name: name.clone(),
-        })),
+        http_filters: vec![router()],
+        route_specifier: Some(rds(&name)),
         // An edge: the peer is the client, and its address is what X-Forwarded-For gains.
         use_remote_address: Some(BoolValue { value: true }),
         server_header_transformation: ServerHeaderTransformation::PassThrough as i32,
@@ -81,6 +69,24 @@ pub fn encode(gateway: &Gateway) -> Listener {
         }],
         ..Default::default()
     }
+}
+
+/// The filter that sends a request where its route says; it is the last one.
+pub(super) fn router() -> HttpFilter {
+    HttpFilter {
+        name: "envoy.filters.http.router".to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(pack(&Router {
+            // Clients see the responses of services, not Envoy's notes about them.
+            suppress_envoy_headers: true,
+            ..Default::default()
+        }))),
+        ..Default::default()
+    }
+}
+
+/// Routes from the route configuration of that name, on the same stream.
+pub(super) fn rds(name: &str) -> RouteSpecifier {
+    RouteSpecifier::Rds(Rds { config_source: Some(ads()), route_config_name: name.to_owned() })
 }
 
 /// Reads a listener.

@@ -1,16 +1,20 @@
 //! Domain to xDS and back: the only rooms that know protobuf, one file a resource type.
 //!
+//! - [`api_listener`]: a service → the `Listener` and `RouteConfiguration` of its gRPC clients.
 //! - [`listener`]: a gateway ↔ `Listener` with an HTTP connection manager that asks RDS.
 //! - [`route`]: the routes of a gateway ↔ `RouteConfiguration`.
 //! - [`cluster`]: a version ↔ `Cluster` of type EDS.
 //! - [`assignment`]: the endpoints of a version ↔ `ClusterLoadAssignment`.
+//! - `client`: which client means which of these forms.
 //! - `tls`: the transport sockets of listeners and clusters.
 //!
 //! Encoding is total: what exists in the domain has an xDS form that Envoy accepts. Decoding reads
 //! what any standard server may send, keeps what a proxy needs, and refuses by name what it cannot
 //! honour rather than dropping it silently.
 
+pub mod api_listener;
 pub mod assignment;
+mod client;
 pub mod cluster;
 pub mod listener;
 pub mod route;
@@ -18,6 +22,7 @@ mod tls;
 
 use std::{fmt, time::Duration};
 
+pub use client::{ClientKind, client_kind};
 use envoy_types::pb::{
     envoy::config::core::v3::{
         self as core, Address, AggregatedConfigSource, ApiVersion, ConfigSource, SocketAddress,
@@ -179,5 +184,7 @@ fn decode_duration(field: &str, duration: protobuf::Duration) -> Result<Duration
     }
 }
 
+#[cfg(test)]
+mod grpc_tests;
 #[cfg(test)]
 mod tests;

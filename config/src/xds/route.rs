@@ -22,7 +22,7 @@ use envoy_types::pb::{
 
 use super::{DecodeError, decode, pack};
 use crate::{
-    name::{ClusterName, GatewayName, ServiceName},
+    name::{ClusterName, GatewayName, ServiceName, VersionName},
     route::{HeaderMatch, HeaderPredicate, PathMatch, Route, RouteMatch, Rule},
     split::Split,
 };
@@ -115,20 +115,28 @@ pub fn encode<'a>(
 }
 
 fn encode_rule(rule: &Rule, split: &Split) -> XdsRoute {
-    let clusters = split.weights().iter().map(|(version, weight)| ClusterWeight {
-        name: ClusterName::new(rule.service.clone(), version.clone()).to_string(),
+    XdsRoute {
+        r#match: Some(encode_match(&rule.matches)),
+        action: Some(Action::Route(divide(&rule.service, split.weights()))),
+        ..Default::default()
+    }
+}
+
+/// What sends the requests of `service` to its versions by weight; the weights add up to 1 to `u32::MAX`.
+pub(super) fn divide<'a>(
+    service: &ServiceName,
+    weights: impl IntoIterator<Item = (&'a VersionName, &'a u32)>,
+) -> RouteAction {
+    let clusters = weights.into_iter().map(|(version, weight)| ClusterWeight {
+        name: ClusterName::new(service.clone(), version.clone()).to_string(),
         weight: Some(UInt32Value { value: *weight }),
         ..Default::default()
     });
     let weighted = WeightedCluster { clusters: clusters.collect(), ..Default::default() };
-    XdsRoute {
-        r#match: Some(encode_match(&rule.matches)),
-        action: Some(Action::Route(RouteAction {
-            cluster_specifier: Some(ClusterSpecifier::WeightedClusters(weighted)),
-            // 0 is "no limit": long responses are the service's business.
-            timeout: Some(Duration::default()),
-            ..Default::default()
-        })),
+    RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::WeightedClusters(weighted)),
+        // 0 is "no limit": long responses are the service's business.
+        timeout: Some(Duration::default()),
         ..Default::default()
     }
 }

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use envoy_types::pb::envoy::{
     config::core::v3::{DataSource, TransportSocket, data_source::Specifier, transport_socket::ConfigType},
     extensions::transport_sockets::tls::v3::{
-        CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SubjectAltNameMatcher,
-        TlsCertificate, TlsParameters, UpstreamTlsContext, common_tls_context::ValidationContextType,
-        subject_alt_name_matcher::SanType, tls_parameters::TlsProtocol,
+        CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
+        DownstreamTlsContext, SubjectAltNameMatcher, TlsCertificate, TlsParameters, UpstreamTlsContext,
+        common_tls_context::ValidationContextType, subject_alt_name_matcher::SanType,
+        tls_parameters::TlsProtocol,
     },
     r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
 };
@@ -40,10 +41,13 @@ pub(super) fn encode_downstream(tls: &GatewayTls) -> TransportSocket {
     })
 }
 
+/// The instance of a certificate provider that a gRPC client takes authorities from, in the
+/// `certificate_providers` of its bootstrap (gRFC A29): a gRPC client takes no file names from a server.
+pub const GRPC_CERTIFICATE_PROVIDER: &str = "default";
+
 /// What connects to the instances of a service over TLS.
 pub(super) fn encode_upstream(tls: &UpstreamTls, http2: bool) -> TransportSocket {
-    let name =
-        StringMatcher { match_pattern: Some(MatchPattern::Exact(tls.sni.clone())), ..Default::default() };
+    let name = exactly(&tls.sni);
     let validation = CertificateValidationContext {
         trusted_ca: Some(file(&tls.ca)),
         // Without it Envoy takes any certificate of the authority, whomever it is for.
@@ -63,6 +67,31 @@ pub(super) fn encode_upstream(tls: &UpstreamTls, http2: bool) -> TransportSocket
         sni: tls.sni.clone(),
         ..Default::default()
     })
+}
+
+/// The same for gRPC clients (gRFC A29), whose channels use it when they have xDS credentials.
+pub(super) fn encode_upstream_for_grpc(tls: &UpstreamTls) -> TransportSocket {
+    #[expect(deprecated, reason = "gRFC A29 knows no other field for the name of a certificate")]
+    let validation = CertificateValidationContext {
+        ca_certificate_provider_instance: Some(CertificateProviderPluginInstance {
+            instance_name: GRPC_CERTIFICATE_PROVIDER.to_owned(),
+            ..Default::default()
+        }),
+        match_subject_alt_names: vec![exactly(&tls.sni)],
+        ..Default::default()
+    };
+    socket(&UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+            ..Default::default()
+        }),
+        sni: tls.sni.clone(),
+        ..Default::default()
+    })
+}
+
+fn exactly(name: &str) -> StringMatcher {
+    StringMatcher { match_pattern: Some(MatchPattern::Exact(name.to_owned())), ..Default::default() }
 }
 
 fn socket<M: Message + Name>(context: &M) -> TransportSocket {
