@@ -6,6 +6,7 @@
 //! - [`cluster`]: a version ↔ `Cluster` of type EDS.
 //! - [`assignment`]: the endpoints of a version ↔ `ClusterLoadAssignment`.
 //! - `client`: which client means which of these forms.
+//! - [`leds`]: one endpoint ↔ `LbEndpoint`, and the collections that endpoints are in.
 //! - `tls`: the transport sockets of listeners and clusters.
 //!
 //! Encoding is total: what exists in the domain has an xDS form that Envoy accepts. Decoding reads
@@ -16,6 +17,7 @@ pub mod api_listener;
 pub mod assignment;
 mod client;
 pub mod cluster;
+pub mod leds;
 pub mod listener;
 pub mod route;
 mod tls;
@@ -43,13 +45,15 @@ pub enum ResourceType {
     Listener,
     /// RDS: `envoy.config.route.v3.RouteConfiguration`
     RouteConfiguration,
+    /// LEDS: `envoy.config.endpoint.v3.LbEndpoint`
+    LbEndpoint,
 }
 
 impl ResourceType {
-    /// Every type, in make-before-break order (xDS protocol, "Eventual consistency
-    /// considerations": CDS, EDS, LDS, RDS).
-    pub const ALL: [Self; 4] =
-        [Self::Cluster, Self::LoadAssignment, Self::Listener, Self::RouteConfiguration];
+    /// Every type; the first four in make-before-break order (xDS protocol, "Eventual consistency
+    /// considerations": CDS, EDS, LDS, RDS). LEDS belongs to EDS.
+    pub const ALL: [Self; 5] =
+        [Self::Cluster, Self::LoadAssignment, Self::Listener, Self::RouteConfiguration, Self::LbEndpoint];
 
     /// Its `type_url`.
     pub const fn type_url(self) -> &'static str {
@@ -58,6 +62,7 @@ impl ResourceType {
             Self::LoadAssignment => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::RouteConfiguration => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Self::LbEndpoint => "type.googleapis.com/envoy.config.endpoint.v3.LbEndpoint",
         }
     }
 
@@ -71,13 +76,14 @@ impl ResourceType {
         self as usize
     }
 
-    /// Short name for logs, metrics and tables: `CDS`, `EDS`, `LDS`, `RDS`.
+    /// Short name for logs, metrics and tables: `CDS`, `EDS`, `LDS`, `RDS`, `LEDS`.
     pub const fn short(self) -> &'static str {
         match self {
             Self::Cluster => "CDS",
             Self::LoadAssignment => "EDS",
             Self::Listener => "LDS",
             Self::RouteConfiguration => "RDS",
+            Self::LbEndpoint => "LEDS",
         }
     }
 
