@@ -10,10 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use config::xds::ResourceType;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::api::types::{Applied, Missing, Nack, ProxyView};
+use crate::{
+    api::types::{Applied, Missing, Nack, ProxyView},
+    kind::Kind,
+    subscription::view::Standing,
+};
 
 /// How far every connected client has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,8 +55,18 @@ struct Member {
     applied: u64,
     lag: Duration,
     nacks: u64,
-    refused: [Option<(String, Instant)>; ResourceType::ALL.len()],
+    /// By type; a client has few, and refuses fewer.
+    refused: BTreeMap<Kind, (String, Instant)>,
+    inquiries: mpsc::Sender<Inquiry>,
 }
+
+/// Asks a stream where every resource stands with its client.
+pub type Inquiry = oneshot::Sender<Vec<Standing>>;
+
+/// How many may ask one stream at once.
+const INQUIRIES: usize = 4;
+/// How long a stream may take to answer.
+const INQUIRY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Who a client says it is.
 #[derive(Clone, Debug, Default)]
@@ -87,18 +100,20 @@ impl Fleet {
         inner.next += 1;
         let id = inner.next;
         inner.forget_lost(|node, _| *node == identity.node);
+        let (ask, inquiries) = mpsc::channel(INQUIRIES);
         let member = Member {
             identity,
             since: Instant::now(),
             applied: 0,
             lag: Duration::ZERO,
             nacks: 0,
-            refused: Default::default(),
+            refused: BTreeMap::new(),
+            inquiries: ask,
         };
         inner.members.insert(id, member);
         *inner.applied.entry(0).or_default() += 1;
         self.publish(&inner);
-        Membership { fleet: Arc::clone(self), id }
+        Membership { fleet: Arc::clone(self), id, inquiries }
     }
 
     fn publish(&self, inner: &Inner) {
@@ -127,7 +142,7 @@ impl Fleet {
             .map(|member| Missing {
                 node: member.identity.node.clone(),
                 revision: member.applied,
-                nack: member.refused.iter().flatten().map(|(reason, _)| reason.clone()).next(),
+                nack: member.refused.values().map(|(reason, _)| reason.clone()).next(),
             })
             .collect();
         let lost = inner.lost.values().filter(|(_, applied)| !complete && *applied < revision);
@@ -138,6 +153,31 @@ impl Fleet {
         }));
         missing.sort_by(|a, b| a.node.cmp(&b.node));
         Applied { complete, proxies: inner.members.len() + inner.lost.len(), ms, missing }
+    }
+
+    /// Where every resource stands with each client whose node is `node`, or with all of them. Streams that
+    /// do not answer in time are left out.
+    pub async fn standings(&self, node: Option<&str>) -> Vec<(Identity, Vec<Standing>)> {
+        let asked: Vec<_> = {
+            let inner = self.lock();
+            let members = inner.members.values();
+            let wanted = members.filter(|member| node.is_none_or(|node| member.identity.node == node));
+            let ask = |member: &Member| {
+                let (inquiry, answer) = oneshot::channel();
+                member.inquiries.try_send(inquiry).ok()?;
+                Some((member.identity.clone(), answer))
+            };
+            wanted.filter_map(ask).collect()
+        };
+        let deadline = tokio::time::Instant::now() + INQUIRY_TIMEOUT;
+        let mut standings = Vec::with_capacity(asked.len());
+        for (identity, answer) in asked {
+            if let Ok(Ok(answer)) = tokio::time::timeout_at(deadline, answer).await {
+                standings.push((identity, answer));
+            }
+        }
+        standings.sort_by(|(a, _), (b, _)| (&a.node, &a.peer).cmp(&(&b.node, &b.peer)));
+        standings
     }
 
     /// Every client, by node; `newest` is the newest revision.
@@ -152,14 +192,11 @@ impl Fleet {
 
 impl Member {
     fn view(&self, newest: u64) -> ProxyView {
-        let refused = ResourceType::ALL.into_iter().zip(&self.refused);
-        let mut refused: Vec<Nack> = refused
-            .filter_map(|(resource_type, refused)| {
-                let (reason, at) = refused.as_ref()?;
-                let age_ms = at.elapsed().as_millis() as u64;
-                Some(Nack { resource_type: resource_type.short().to_owned(), reason: reason.clone(), age_ms })
-            })
-            .collect();
+        let refused = self.refused.iter().map(|(kind, (reason, at))| {
+            let age_ms = at.elapsed().as_millis() as u64;
+            Nack { resource_type: kind.to_string(), reason: reason.clone(), age_ms }
+        });
+        let mut refused: Vec<Nack> = refused.collect();
         refused.sort_by_key(|nack| nack.age_ms);
         ProxyView {
             node: self.identity.node.clone(),
@@ -182,9 +219,15 @@ impl Member {
 pub struct Membership {
     fleet: Arc<Fleet>,
     id: u64,
+    inquiries: mpsc::Receiver<Inquiry>,
 }
 
 impl Membership {
+    /// Waits until somebody asks where the resources stand.
+    pub async fn inquiry(&mut self) -> Option<Inquiry> {
+        self.inquiries.recv().await
+    }
+
     /// The client has applied everything up to `revision`.
     pub fn applied(&self, revision: u64) {
         let mut inner = self.fleet.lock();
@@ -197,9 +240,9 @@ impl Membership {
     }
 
     /// The client acknowledged a response of this type, `lag` after its oldest change was published.
-    pub fn acknowledged(&self, resource_type: ResourceType, lag: Option<Duration>) {
+    pub fn acknowledged(&self, kind: &Kind, lag: Option<Duration>) {
         if let Some(member) = self.fleet.lock().members.get_mut(&self.id) {
-            member.refused[resource_type.index()] = None;
+            member.refused.remove(kind);
             if let Some(lag) = lag {
                 member.lag = lag;
             }
@@ -207,10 +250,10 @@ impl Membership {
     }
 
     /// The client refused a response of this type.
-    pub fn refused(&self, resource_type: ResourceType, reason: String) {
+    pub fn refused(&self, kind: &Kind, reason: String) {
         if let Some(member) = self.fleet.lock().members.get_mut(&self.id) {
             member.nacks += 1;
-            member.refused[resource_type.index()] = Some((reason, Instant::now()));
+            member.refused.insert(kind.clone(), (reason, Instant::now()));
         }
     }
 }
@@ -292,7 +335,7 @@ mod tests {
         let fleet = Arc::new(Fleet::default());
         let (a, b) = (join(&fleet, "a"), join(&fleet, "b"));
         a.applied(7);
-        b.refused(ResourceType::Cluster, "no such thing".into());
+        b.refused(&Kind::Cluster, "no such thing".into());
         let applied = fleet.applied(7, Duration::from_secs(2)).await;
         assert!(!applied.complete);
         assert_eq!(applied.missing.len(), 1);

@@ -4,7 +4,8 @@
 //! - [`registry`]: the one writer. Tries a write, commits it to the store, publishes a snapshot.
 //! - [`store`]: what outlives the process.
 //! - [`lease`]: what keeps endpoints alive between writes.
-//! - [`snapshot`]: what proxies are to know, encoded once.
+//! - [`snapshot`]: what proxies are to know. [`resource`]: one piece of it, encoded once.
+//!   [`kind`]: the types, and the forms they come in.
 //! - [`subscription`]: pure; what one client is owed. All rules of the protocol.
 //! - [`ads`]: the gRPC streams around it.
 //! - [`fleet`]: the connected clients and how far each has come. [`timeline`]: what happened.
@@ -23,10 +24,12 @@ pub mod ads;
 pub mod api;
 pub mod certificates;
 pub mod fleet;
+pub mod kind;
 pub mod lease;
 pub mod limit;
 pub mod metrics;
 pub mod registry;
+pub mod resource;
 mod server;
 pub mod snapshot;
 pub mod store;

@@ -69,13 +69,13 @@ pub enum StatusClass {
 /// A resource type.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Type {
-    /// `CDS`, `EDS`, `LDS` or `RDS`.
+    /// `CDS`, `EDS` and so on, or `other`.
     pub r#type: &'static str,
 }
 
-impl From<config::xds::ResourceType> for Type {
-    fn from(resource_type: config::xds::ResourceType) -> Self {
-        Self { r#type: resource_type.short() }
+impl From<&'static str> for Type {
+    fn from(short: &'static str) -> Self {
+        Self { r#type: short }
     }
 }
 

@@ -64,13 +64,18 @@ pub fn member_name(cluster: &ClusterName, zone: Option<&Zone>, id: &EndpointId) 
     format!("{}{}", Prefix(cluster, zone), utf8_percent_encode(id.as_str(), RESERVED))
 }
 
+/// What the names of all collections and members of the cluster called `cluster` begin with.
+pub fn cluster_prefix(cluster: &str) -> String {
+    format!("{SCHEME}/{TYPE}/{cluster}/")
+}
+
 /// What the names of a collection and its members have in common.
 struct Prefix<'a>(&'a ClusterName, Option<&'a Zone>);
 
 impl fmt::Display for Prefix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(cluster, zone) = self;
-        write!(f, "{SCHEME}/{TYPE}/{cluster}/")?;
+        f.write_str(&cluster_prefix(&cluster.to_string()))?;
         match zone.map(Zone::as_str) {
             None => f.write_str(NO_ZONE)?,
             // Encoding the dashes would not do: Envoy decodes what need not be encoded.

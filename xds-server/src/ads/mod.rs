@@ -1,12 +1,15 @@
-//! The aggregated discovery service: gRPC around [`crate::subscription`].
+//! The discovery services: gRPC around [`crate::subscription`].
 //!
+//! - `services`: their names and methods, the aggregated one and one a type.
 //! - `wire`: responses to bytes; shares what the snapshot encoded once.
-//! - `stream`: the task of one stream.
-//! - here: the gRPC service and its server.
+//! - `stream`: the task of one stream. `node`: who a client says it is.
+//! - here: the gRPC services and their server.
 //!
-//! The service is written against tonic's codec rather than generated, so that what was encoded once
+//! They are written against tonic's codec rather than generated, so that what was encoded once
 //! is copied into each stream's buffer, and never encoded or allocated again for it.
 
+mod node;
+mod services;
 mod stream;
 mod wire;
 
@@ -35,6 +38,8 @@ use tonic::{
 };
 
 use crate::{fleet::Fleet, limit::Limited, metrics::Metrics, registry::State, timeline::Timeline};
+use crate::{kind::Kind, subscription::Variant};
+use services::SERVICES;
 use stream::{Requests, Stream};
 use wire::{AdsCodec, Frame};
 
@@ -77,10 +82,21 @@ pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
         .initial_connection_window_size(2 << 20)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)));
-    let serving =
-        server.add_service(ads).serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
-            stop.cancelled().await;
-        });
+    let services = server
+        .add_service(Served::<0>(ads.clone()))
+        .add_service(Served::<1>(ads.clone()))
+        .add_service(Served::<2>(ads.clone()))
+        .add_service(Served::<3>(ads.clone()))
+        .add_service(Served::<4>(ads.clone()))
+        .add_service(Served::<5>(ads.clone()))
+        .add_service(Served::<6>(ads.clone()))
+        .add_service(Served::<7>(ads.clone()))
+        .add_service(Served::<8>(ads.clone()))
+        .add_service(Served::<9>(ads.clone()))
+        .add_service(Served::<10>(ads));
+    let serving = services.serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
+        stop.cancelled().await;
+    });
     let bounded = async {
         tokio::select! {
             served = serving => served.map_err(io::Error::other),
@@ -94,13 +110,17 @@ pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
     served
 }
 
-impl NamedService for Ads {
-    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+/// One of [`SERVICES`].
+#[derive(Clone)]
+struct Served<const N: usize>(Ads);
+
+impl<const N: usize> NamedService for Served<N> {
+    const NAME: &'static str = SERVICES[N].name;
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-impl Service<http::Request<Body>> for Ads {
+impl<const N: usize> Service<http::Request<Body>> for Served<N> {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<Result<Self::Response, Infallible>>;
@@ -110,28 +130,33 @@ impl Service<http::Request<Body>> for Ads {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let ads = self.clone();
-        let method = request.uri().path().strip_prefix("/").and_then(|path| path.strip_prefix(Self::NAME));
-        match method {
-            Some("/DeltaAggregatedResources") => Box::pin(async move {
+        let service = &SERVICES[N];
+        let method = Method { ads: self.0.clone(), kind: service.kind.clone() };
+        match service.variant(request.uri().path()) {
+            Some(Variant::Incremental) => Box::pin(async move {
                 let codec = AdsCodec::<DeltaDiscoveryRequest>::new();
                 let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_REQUEST);
-                Ok(grpc.streaming(Method(ads), request).await)
+                Ok(grpc.streaming(method, request).await)
             }),
-            Some("/StreamAggregatedResources") => Box::pin(async move {
+            Some(Variant::StateOfTheWorld) => Box::pin(async move {
                 let codec = AdsCodec::<DiscoveryRequest>::new();
                 let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_REQUEST);
-                Ok(grpc.streaming(Method(ads), request).await)
+                Ok(grpc.streaming(method, request).await)
             }),
-            _ => Box::pin(async {
-                Ok(Status::unimplemented("only aggregated discovery is served").into_http())
+            None => Box::pin(async {
+                let message = "is not served; the streaming methods of the discovery services are";
+                Ok(Status::unimplemented(message).into_http())
             }),
         }
     }
 }
 
 /// One call of either method.
-struct Method(Ads);
+struct Method {
+    ads: Ads,
+    /// The type that the stream is of; `None` for all.
+    kind: Option<Kind>,
+}
 
 impl<R> StreamingService<R> for Method
 where
@@ -143,12 +168,12 @@ where
     type Future = BoxFuture<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<Streaming<R>>) -> Self::Future {
-        let ads = self.0.clone();
+        let (ads, kind) = (self.ads.clone(), self.kind.clone());
         Box::pin(async move {
             let peer = request.remote_addr();
             let requests = Requests::from(request.into_inner());
             let (frames, responses) = mpsc::channel(stream::BUFFERED);
-            tokio::spawn(Stream::new(ads, peer, requests, frames).run());
+            tokio::spawn(Stream::new(ads, kind, peer, requests, frames).run());
             let responses: Self::ResponseStream = Box::pin(ReceiverStream::new(responses));
             Ok(Response::new(responses))
         })

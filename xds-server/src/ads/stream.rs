@@ -2,24 +2,27 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use config::xds::ResourceType;
 use envoy_types::pb::envoy::{
-    config::core::v3::{Node, node::UserAgentVersionType},
+    config::core::v3::Node,
     service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest},
 };
 use tokio::sync::{mpsc, watch};
 use tonic::{Status, Streaming};
 
-use super::{Ads, wire::Frame};
+use super::{Ads, node, wire::Frame};
 use crate::{
-    fleet::{Identity, Membership},
+    fleet::Membership,
+    kind::{Client, Kind},
+    metrics::Metrics,
     registry::State,
     subscription::{Reply, Session, Variant},
 };
 
-/// How many responses may wait to be written: twice the number of types, for one a type is in flight
-/// and one more may follow when its time is up.
-pub(super) const BUFFERED: usize = 2 * ResourceType::ALL.len();
+/// How many responses may wait to be written. A response a type is in flight; clients that read slowly
+/// leave the rest to be merged.
+pub(super) const BUFFERED: usize = 8;
+/// How long the first request may take.
+const FIRST_REQUEST: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The requests of either variant.
 pub(super) enum Requests {
@@ -76,20 +79,26 @@ impl AnyRequest {
     }
 }
 
-/// One stream of one client.
+/// A stream whose client has not said who it is.
 pub(super) struct Stream {
     ads: Ads,
-    variant: Variant,
+    /// The type it is of; `None` for all.
+    only: Option<Kind>,
     peer: Option<SocketAddr>,
+    requests: Requests,
+    frames: mpsc::Sender<Result<Frame, Status>>,
+}
+
+/// One stream of one client.
+struct Followed {
+    ads: Ads,
+    only: Option<Kind>,
+    variant: Variant,
+    client: Client,
     requests: Requests,
     frames: mpsc::Sender<Result<Frame, Status>>,
     state: watch::Receiver<Arc<State>>,
     session: Session,
-    /// Set by the first request, the only one that has to carry the node.
-    client: Option<Client>,
-}
-
-struct Client {
     node: String,
     membership: Membership,
 }
@@ -97,21 +106,55 @@ struct Client {
 impl Stream {
     pub(super) fn new(
         ads: Ads,
+        only: Option<Kind>,
         peer: Option<SocketAddr>,
         requests: Requests,
         frames: mpsc::Sender<Result<Frame, Status>>,
     ) -> Self {
-        let mut state = ads.state.clone();
-        let snapshot = state.borrow_and_update().snapshot.clone();
-        let variant = requests.variant();
-        let session = Session::new(variant, snapshot);
-        Self { ads, variant, peer, requests, frames, state, session, client: None }
+        Self { ads, only, peer, requests, frames }
     }
 
     pub(super) async fn run(mut self) {
-        self.ads.metrics.streams.inc();
-        let ended = self.follow().await;
-        self.ads.metrics.streams.dec();
+        // "Only the first request on a stream is guaranteed to carry the node identifier."
+        let first = tokio::select! {
+            first = tokio::time::timeout(FIRST_REQUEST, self.requests.next()) => first,
+            () = self.ads.stop.cancelled() => return,
+        };
+        let Ok(Ok(Some(mut first))) = first else { return };
+        let metrics = Arc::clone(&self.ads.metrics);
+        metrics.streams.inc();
+        let node = first.node().unwrap_or_default();
+        self.follow(&node, first).await;
+        metrics.streams.dec();
+    }
+
+    async fn follow(self, node: &Node, first: AnyRequest) {
+        let variant = self.requests.variant();
+        let client = node::client(node, variant);
+        let identity = node::identity(node, variant, self.peer);
+        let name = identity.node.clone();
+        let detail = format!("{} ({})", identity.agent, identity.variant);
+        let membership = self.ads.fleet.join(identity);
+        self.ads.timeline.proxy("connected", 0, &name, detail);
+        let mut state = self.ads.state.clone();
+        let snapshot = state.borrow_and_update().snapshot.clone();
+        let session = match &self.only {
+            Some(_) => Session::of_one_type(variant, client, snapshot),
+            None => Session::new(variant, client, snapshot),
+        };
+        let Self { ads, only, requests, frames, .. } = self;
+        let followed =
+            Followed { ads, only, variant, client, requests, frames, state, session, node: name, membership };
+        followed.run(first).await;
+    }
+}
+
+impl Followed {
+    async fn run(mut self, first: AnyRequest) {
+        let ended = match self.on_request(first) {
+            Ok(()) => self.follow().await,
+            Err(status) => Err(status),
+        };
         let detail = match ended {
             Ok(()) => "the stream ended".to_owned(),
             Err(status) => {
@@ -121,10 +164,8 @@ impl Stream {
                 detail
             }
         };
-        if let Some(client) = self.client.take() {
-            let revision = self.session.applied(Instant::now());
-            self.ads.timeline.proxy("disconnected", revision, &client.node, detail);
-        }
+        let revision = self.session.applied(Instant::now());
+        self.ads.timeline.proxy("disconnected", revision, &self.node, detail);
     }
 
     async fn follow(&mut self) -> Result<(), Status> {
@@ -150,6 +191,10 @@ impl Stream {
                     let snapshot = self.state.borrow_and_update().snapshot.clone();
                     self.session.on_snapshot(snapshot);
                 }
+                Some(inquiry) = self.membership.inquiry() => {
+                    // An error means that whoever asked has gone.
+                    let _ = inquiry.send(self.session.standings());
+                }
                 () = timeout => {}
                 () = self.ads.stop.cancelled() => return Err(Status::unavailable("the server is stopping")),
                 () = self.frames.closed() => return Ok(()),
@@ -164,108 +209,80 @@ impl Stream {
         while self.frames.capacity() > 0
             && let Some(response) = self.session.poll(now)
         {
-            let resource_type = response.resource_type;
-            let frame = Frame::new(self.variant, response);
-            self.ads.metrics.responses.get_or_create(&resource_type.into()).inc();
-            self.ads.metrics.response_bytes.get_or_create(&resource_type.into()).inc_by(frame.len() as u64);
+            let kind = response.kind.short().into();
+            let frame = Frame::new(self.variant, self.client.ttl, response);
+            self.ads.metrics.responses.get_or_create(&kind).inc();
+            self.ads.metrics.response_bytes.get_or_create(&kind).inc_by(frame.len() as u64);
             if self.frames.try_send(Ok(frame)).is_err() {
                 return;
             }
         }
-        if let Some(client) = &self.client {
-            client.membership.applied(self.session.applied(Instant::now()));
-        }
+        self.membership.applied(self.session.applied(now));
     }
 
-    fn on_request(&mut self, mut request: AnyRequest) -> Result<(), Status> {
-        if self.client.is_none() {
-            // "Only the first request on a stream is guaranteed to carry the node identifier."
-            self.client = Some(self.join(&request.node().unwrap_or_default()));
-        }
-        if request.type_url().is_empty() {
-            self.ads.metrics.streams_refused.inc();
-            // "type_url … is required on ADS."
-            return Err(Status::invalid_argument(
-                "type_url is missing; it is required on an aggregated stream",
-            ));
-        }
-        let Some(resource_type) = ResourceType::from_type_url(request.type_url()) else {
-            // Other types go on; this one has no resources here.
-            tracing::debug!(type_url = request.type_url(), "a client asked for a type that is not served");
-            return Ok(());
-        };
+    fn on_request(&mut self, request: AnyRequest) -> Result<(), Status> {
+        let kind = self.kind_of(&request)?;
         let now = Instant::now();
+        // A type that nothing is known of is one without resources: names of it do not exist.
         let reply = match request {
-            AnyRequest::Incremental(request) => self.session.on_incremental(resource_type, request, now),
-            AnyRequest::StateOfTheWorld(request) => {
-                self.session.on_state_of_the_world(resource_type, request, now)
-            }
+            AnyRequest::Incremental(request) => self.session.on_incremental(&kind, request, now),
+            AnyRequest::StateOfTheWorld(request) => self.session.on_state_of_the_world(&kind, request, now),
         };
         let reply = reply.map_err(|violation| {
-            self.ads.metrics.streams_refused.inc();
-            Status::resource_exhausted(violation.to_string())
+            refused(&self.ads.metrics, Status::resource_exhausted(violation.to_string()))
         })?;
         if let Some(reply) = reply {
-            self.on_reply(resource_type, reply);
+            self.on_reply(&kind, reply);
         }
         Ok(())
     }
 
-    fn on_reply(&mut self, resource_type: ResourceType, reply: Reply) {
-        let Some(client) = &self.client else { return };
-        match reply {
-            Reply::Ack(lag) => {
-                self.ads.metrics.acks.get_or_create(&resource_type.into()).inc();
-                if let Some(lag) = lag {
-                    self.ads.metrics.propagation.observe(lag.as_secs_f64());
-                }
-                if !self.session.is_refused(resource_type) {
-                    client.membership.acknowledged(resource_type, lag);
-                }
+    fn kind_of(&self, request: &AnyRequest) -> Result<Kind, Status> {
+        let type_url = request.type_url();
+        let refuse = |why: String| Err(refused(&self.ads.metrics, Status::invalid_argument(why)));
+        match &self.only {
+            // "This is implicit in requests made via singleton xDS APIs such as CDS, LDS, etc. but is
+            // required for ADS."
+            None if type_url.is_empty() => {
+                refuse("type_url is missing; it is required on an aggregated stream".to_owned())
             }
-            Reply::Nack(reason) => {
-                self.ads.metrics.nacks.get_or_create(&resource_type.into()).inc();
-                // What a client says may be long; what is kept of it is bounded.
-                let reason: String = reason.chars().take(1_024).collect();
-                tracing::warn!(node = client.node, %resource_type, reason, "a client refused a response");
-                let detail = format!("refused {resource_type}: {reason}");
-                self.ads.timeline.proxy("nack", self.session.applied(Instant::now()), &client.node, detail);
-                client.membership.refused(resource_type, reason);
+            None if type_url.len() > MAX_TYPE_URL => {
+                refuse(format!("type_url has more than {MAX_TYPE_URL} bytes"))
             }
+            None => Ok(Kind::of(type_url)),
+            Some(only) if type_url.is_empty() || type_url == only.type_url() => Ok(only.clone()),
+            Some(only) => refuse(format!("type_url is not {}, which this service is of", only.type_url())),
         }
     }
 
-    fn join(&self, node: &Node) -> Client {
-        let identity = identity(node, self.variant, self.peer);
-        let node = identity.node.clone();
-        let detail = format!("{} ({})", identity.agent, identity.variant);
-        let membership = self.ads.fleet.join(identity);
-        self.ads.timeline.proxy("connected", 0, &node, detail);
-        Client { node, membership }
+    fn on_reply(&mut self, kind: &Kind, reply: Reply) {
+        let label = kind.short().into();
+        match reply {
+            Reply::Ack(lag) => {
+                self.ads.metrics.acks.get_or_create(&label).inc();
+                if let Some(lag) = lag {
+                    self.ads.metrics.propagation.observe(lag.as_secs_f64());
+                }
+                if !self.session.is_refused(kind) {
+                    self.membership.acknowledged(kind, lag);
+                }
+            }
+            Reply::Nack(reason) => {
+                self.ads.metrics.nacks.get_or_create(&label).inc();
+                tracing::warn!(node = self.node, %kind, reason, "a client refused a response");
+                let detail = format!("refused {kind}: {reason}");
+                let applied = self.session.applied(Instant::now());
+                self.ads.timeline.proxy("nack", applied, &self.node, detail);
+                self.membership.refused(kind, reason);
+            }
+        }
     }
 }
 
-/// Who a client says it is, in bounded length.
-fn identity(node: &Node, variant: Variant, peer: Option<SocketAddr>) -> Identity {
-    let short = |text: &str| text.chars().take(128).collect::<String>();
-    let version = match &node.user_agent_version_type {
-        Some(UserAgentVersionType::UserAgentVersion(version)) => version.clone(),
-        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => build
-            .version
-            .as_ref()
-            .map(|v| format!("{}.{}.{}", v.major_number, v.minor_number, v.patch))
-            .unwrap_or_default(),
-        None => String::new(),
-    };
-    let id = if node.id.is_empty() { "(no node id)" } else { &node.id };
-    Identity {
-        node: short(id),
-        cluster: short(&node.cluster),
-        agent: short(format!("{} {version}", node.user_agent_name).trim()),
-        variant: match variant {
-            Variant::Incremental => "incremental",
-            Variant::StateOfTheWorld => "state-of-the-world",
-        },
-        peer,
-    }
+/// How long the name of a type may be, in bytes.
+const MAX_TYPE_URL: usize = 256;
+
+fn refused(metrics: &Metrics, status: Status) -> Status {
+    metrics.streams_refused.inc();
+    status
 }

@@ -1,45 +1,107 @@
-//! The world as xDS resources: only what a write touched is encoded again.
+//! The world as xDS resources: only what a write touched is encoded again, and the endpoints of a
+//! version as a whole only when somebody asks for them so.
 
 use std::sync::Arc;
 
-use config::xds::{self, ResourceType};
+use config::{
+    ClusterName, Endpoint, EndpointId, ServiceName, Zone,
+    xds::{api_listener, assignment, cluster, leds, listener, route},
+};
 use prost::Message;
 
 use super::{world::World, write::Touched};
-use crate::snapshot::{Resource, Update};
+use crate::{
+    kind::{Kind, View},
+    resource::{Resource, Version},
+    snapshot::Update,
+};
 
 /// The new form of everything in `touched`.
-pub(super) fn compile(world: &World, touched: &Touched) -> Vec<Update> {
-    let clusters = touched.clusters.iter().map(|name| {
-        let message = world
-            .service_of(name)
-            .map(|service| xds::cluster::encode(name, service.protocol, service.tls.as_ref()));
-        update(ResourceType::Cluster, &name.to_string(), message)
-    });
-    let assignments = touched.assignments.iter().map(|name| {
-        // A version without endpoints has an empty assignment: clients wait for one (xDS protocol,
-        // "Resource warming").
-        let message = world.service_of(name).map(|_| {
-            let endpoints = world.endpoints_of(name);
-            xds::assignment::encode(name, endpoints.iter().map(AsRef::as_ref))
-        });
-        update(ResourceType::LoadAssignment, &name.to_string(), message)
-    });
-    let listeners = touched.listeners.iter().map(|name| {
-        let message = world.gateway(name).map(|entry| xds::listener::encode(&entry.value));
-        update(ResourceType::Listener, name.as_str(), message)
-    });
-    let routes = touched.routes.iter().map(|name| {
+pub fn compile(world: &World, touched: &Touched) -> Vec<Update> {
+    let mut updates = Vec::new();
+    for name in &touched.clusters {
+        let service = world.service_of(name);
+        let common = service.map(|s| cluster::encode(name, s.protocol, s.tls.as_ref()));
+        let grpc = service.map(|s| cluster::encode_for_grpc(name, s.tls.as_ref()));
+        updates.push(update(Kind::Cluster, View::Common, &name.to_string(), common));
+        updates.push(update(Kind::Cluster, View::Grpc, &name.to_string(), grpc));
+    }
+    for name in &touched.assignments {
+        updates.extend(assignments(world, name));
+    }
+    for (cluster, id, zone) in &touched.members {
+        updates.push(member(world, cluster, id, zone.as_ref()));
+    }
+    for name in &touched.listeners {
+        let message = world.gateway(name).map(|entry| listener::encode(&entry.value));
+        updates.push(update(Kind::Listener, View::Common, name.as_str(), message));
+    }
+    for name in &touched.routes {
         let message = world
             .gateway(name)
-            .map(|_| xds::route::encode(name, world.routes_on(name), |service| world.split(service)));
-        update(ResourceType::RouteConfiguration, name.as_str(), message)
-    });
-    clusters.chain(assignments).chain(listeners).chain(routes).collect()
+            .map(|_| route::encode(name, world.routes_on(name), |service| world.split(service)));
+        updates.push(update(Kind::RouteConfiguration, View::Common, name.as_str(), message));
+    }
+    for name in &touched.services {
+        updates.extend(target(world, name));
+    }
+    updates
 }
 
-fn update<M: Message>(resource_type: ResourceType, name: &str, message: Option<M>) -> Update {
-    let resource =
-        message.map(|message| Arc::new(Resource::new(resource_type, name, &message.encode_to_vec())));
-    (resource_type, name.into(), resource)
+/// A service as the target of gRPC clients.
+fn target(world: &World, name: &ServiceName) -> [Update; 2] {
+    let service = world.service(name).map(|entry| &entry.value);
+    let listener = service.and_then(|service| api_listener::encode(service));
+    let routes = service.and_then(|service| api_listener::encode_routes(service));
+    [
+        update(Kind::Listener, View::Grpc, name.as_str(), listener),
+        update(Kind::RouteConfiguration, View::Grpc, name.as_str(), routes),
+    ]
+}
+
+/// The load assignments of a version: with its endpoints, and with their collections. A version without
+/// endpoints has empty ones: clients wait for one (xDS protocol, "Resource warming").
+fn assignments(world: &World, name: &ClusterName) -> [Update; 2] {
+    let (kind, text) = (Kind::LoadAssignment, name.to_string());
+    if world.service_of(name).is_none() {
+        let gone = |view| ((kind.clone(), view), text.as_str().into(), None);
+        return [gone(View::Common), gone(View::Collections)];
+    }
+    let members = world.endpoints.get(name).cloned().unwrap_or_default();
+    let declared: Vec<Arc<Endpoint>> = world.declared_endpoints(name).collect();
+    let zones = declared.iter().map(|endpoint| endpoint.zone.as_ref());
+    let zones = zones.chain(members.zones.keys().map(Option::as_ref));
+    let collections = leds::encode_assignment(name, zones);
+    let empty = assignment::encode(name, []).encode_to_vec();
+    let digests = declared.iter().map(|endpoint| digest(name, endpoint));
+    let sum = digests.fold(members.digest, u64::wrapping_add);
+    let version = Version::of(&[&empty[..], &sum.to_be_bytes()].concat());
+    let cluster = name.clone();
+    let whole = Resource::lazy(kind.clone(), text.as_str(), version, move || {
+        let all = declared.iter().chain(members.by_id.values());
+        assignment::encode(&cluster, all.map(AsRef::as_ref)).encode_to_vec()
+    });
+    let whole = ((kind.clone(), View::Common), whole.name.clone(), Some(Arc::new(whole)));
+    [whole, update(kind, View::Collections, &text, Some(collections))]
+}
+
+/// A hash over what a load assignment says of an endpoint.
+pub(super) fn digest(cluster: &ClusterName, endpoint: &Endpoint) -> u64 {
+    Version::of(&assignment::encode(cluster, [endpoint]).encode_to_vec()).0
+}
+
+/// An endpoint as a member of the collection of its zone; gone from `zone` when it is elsewhere.
+fn member(world: &World, cluster: &ClusterName, id: &EndpointId, zone: Option<&Zone>) -> Update {
+    let registered = world.endpoint(cluster, id).map(Arc::clone);
+    let known = world.service_of(cluster).is_some();
+    let endpoint = registered.or_else(|| world.declared_endpoints(cluster).find(|e| e.id == *id));
+    let here = endpoint.filter(|endpoint| known && endpoint.zone.as_ref() == zone);
+    let message = here.map(|endpoint| leds::encode_member(&endpoint));
+    update(Kind::LbEndpoint, View::Common, &leds::member_name(cluster, zone, id), message)
+}
+
+fn update<M: Message>(kind: Kind, view: View, name: &str, message: Option<M>) -> Update {
+    let encode = |message: M| Arc::new(Resource::new(kind.clone(), name, &message.encode_to_vec()));
+    let resource = message.map(encode);
+    ((kind, view), name.into(), resource)
 }

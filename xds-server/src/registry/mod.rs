@@ -3,14 +3,14 @@
 //! - [`world`]: the domain as one immutable value.
 //! - [`mod@write`]: what a write does to it; pure.
 //! - [`fit`]: whether documents fit together and with what is there; pure.
-//! - `compile`: the world as xDS resources.
+//! - [`mod@compile`]: the world as xDS resources.
 //! - `writer`: the thread that tries writes, commits them to the store in groups, and publishes.
 //! - here: the handle that everybody else has on it.
 //!
 //! A write is tried on a copy, made durable, published, and only then answered. Writes that wait
 //! while the store syncs are committed together.
 
-mod compile;
+pub mod compile;
 pub mod fit;
 pub mod world;
 pub mod write;
@@ -92,7 +92,7 @@ impl Registry {
         for (cluster, endpoint) in stored.endpoints {
             let key = (cluster.clone(), endpoint.id.clone());
             leases.start(&key, endpoint.lease, None, grace);
-            world.put_endpoint(cluster, Arc::new(endpoint));
+            world.put_endpoint(&cluster, Arc::new(endpoint));
         }
         let updates = compile(&world, &Touched::everything(&world));
         let snapshot = Snapshot::empty(0).with(stored.revision, updates);

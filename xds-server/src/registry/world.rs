@@ -3,13 +3,15 @@
 //! Persistent maps make a new world out of an old one in time that does not grow with its size, so
 //! the writer tries a write on a copy and throws the copy away when it is refused.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use config::{
     ClusterName, Endpoint, EndpointId, Gateway, GatewayName, Lease, Route, RouteName, Service, ServiceName,
-    Split, VersionName, manifest::Document,
+    Split, VersionName, Zone, manifest::Document,
 };
 use imbl::{OrdMap, OrdSet};
+
+use super::compile;
 
 /// An object and the revision that last changed it.
 #[derive(Debug)]
@@ -26,6 +28,37 @@ impl<T> Clone for Entry<T> {
     }
 }
 
+/// The registered endpoints of a version, and what is known of them without looking at each.
+#[derive(Clone, Debug, Default)]
+pub struct Members {
+    pub(super) by_id: OrdMap<EndpointId, Arc<Endpoint>>,
+    /// A hash over all of them, independent of their order.
+    pub(super) digest: u64,
+    /// How many are in each zone.
+    pub(super) zones: OrdMap<Option<Zone>, usize>,
+}
+
+impl Members {
+    fn put(&mut self, cluster: &ClusterName, endpoint: Arc<Endpoint>) {
+        self.take(cluster, &endpoint.id.clone());
+        self.digest = self.digest.wrapping_add(compile::digest(cluster, &endpoint));
+        *self.zones.entry(endpoint.zone.clone()).or_default() += 1;
+        self.by_id.insert(endpoint.id.clone(), endpoint);
+    }
+
+    fn take(&mut self, cluster: &ClusterName, id: &EndpointId) -> Option<Arc<Endpoint>> {
+        let taken = self.by_id.remove(id)?;
+        self.digest = self.digest.wrapping_sub(compile::digest(cluster, &taken));
+        if let Some(count) = self.zones.get_mut(&taken.zone) {
+            *count -= 1;
+            if *count == 0 {
+                self.zones.remove(&taken.zone);
+            }
+        }
+        Some(taken)
+    }
+}
+
 /// Every object, by name. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct World {
@@ -33,7 +66,7 @@ pub struct World {
     pub(super) gateways: OrdMap<GatewayName, Entry<Gateway>>,
     pub(super) routes: OrdMap<RouteName, Entry<Route>>,
     /// Registered endpoints; those of the manifest live in their service.
-    pub(super) endpoints: OrdMap<ClusterName, OrdMap<EndpointId, Arc<Endpoint>>>,
+    pub(super) endpoints: OrdMap<ClusterName, Members>,
     /// Which routes lead to a service, so that a new split finds the gateways it concerns without
     /// reading every route.
     routes_to: OrdMap<ServiceName, OrdSet<RouteName>>,
@@ -73,31 +106,25 @@ impl World {
 
     /// One registered endpoint.
     pub fn endpoint(&self, cluster: &ClusterName, id: &EndpointId) -> Option<&Arc<Endpoint>> {
-        self.endpoints.get(cluster)?.get(id)
+        self.endpoints.get(cluster)?.by_id.get(id)
     }
 
     /// Every registered endpoint.
     pub fn registered(&self) -> impl Iterator<Item = (&ClusterName, &Arc<Endpoint>)> {
-        self.endpoints.iter().flat_map(|(cluster, by_id)| by_id.values().map(move |e| (cluster, e)))
+        self.endpoints.iter().flat_map(|(cluster, members)| members.by_id.values().map(move |e| (cluster, e)))
     }
 
     /// The endpoints of a version: those of its manifest, then those registered, by id.
     pub fn endpoints_of(&self, cluster: &ClusterName) -> Vec<Arc<Endpoint>> {
+        let registered = self.endpoints.get(cluster).into_iter().flat_map(|members| members.by_id.values());
+        self.declared_endpoints(cluster).chain(registered.map(Arc::clone)).collect()
+    }
+
+    /// The endpoints that the manifest of a version has.
+    pub(super) fn declared_endpoints(&self, cluster: &ClusterName) -> impl Iterator<Item = Arc<Endpoint>> {
         let service = self.services.get(&cluster.service);
         let version = service.and_then(|entry| entry.value.versions.get(&cluster.version));
-        let declared = version.into_iter().flat_map(|v| &v.endpoints).map(|address| {
-            let id = format!("static-{}:{}", address.ip(), address.port());
-            Arc::new(Endpoint {
-                id: id.parse().expect("an IP address and a port are an endpoint id"),
-                address: *address,
-                weight: 1,
-                zone: None,
-                health: config::Health::Ready,
-                lease: Lease::Static,
-            })
-        });
-        let registered = self.endpoints.get(cluster).into_iter().flat_map(OrdMap::values);
-        declared.chain(registered.map(Arc::clone)).collect()
+        version.into_iter().flat_map(|v| &v.endpoints).map(|address| Arc::new(declared(*address)))
     }
 
     /// The service of a version, if the version exists.
@@ -149,15 +176,15 @@ impl World {
     }
 
     /// Puts a registered endpoint.
-    pub(super) fn put_endpoint(&mut self, cluster: ClusterName, endpoint: Arc<Endpoint>) {
-        self.endpoints.entry(cluster).or_default().insert(endpoint.id.clone(), endpoint);
+    pub(super) fn put_endpoint(&mut self, cluster: &ClusterName, endpoint: Arc<Endpoint>) {
+        self.endpoints.entry(cluster.clone()).or_default().put(cluster, endpoint);
     }
 
     /// Removes a registered endpoint.
     pub(super) fn take_endpoint(&mut self, cluster: &ClusterName, id: &EndpointId) -> Option<Arc<Endpoint>> {
-        let by_id = self.endpoints.get_mut(cluster)?;
-        let taken = by_id.remove(id);
-        if by_id.is_empty() {
+        let members = self.endpoints.get_mut(cluster)?;
+        let taken = members.take(cluster, id);
+        if members.by_id.is_empty() {
             self.endpoints.remove(cluster);
         }
         taken
@@ -166,6 +193,19 @@ impl World {
     /// The names of the versions of a service, for messages.
     pub(super) fn version_names(service: &Service) -> String {
         service.versions.keys().map(VersionName::as_str).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The endpoint at an address of a manifest.
+pub(super) fn declared(address: SocketAddr) -> Endpoint {
+    let id = format!("static-{}:{}", address.ip(), address.port());
+    Endpoint {
+        id: id.parse().expect("an IP address and a port are an endpoint id"),
+        address,
+        weight: 1,
+        zone: None,
+        health: config::Health::Ready,
+        lease: Lease::Static,
     }
 }
 

@@ -3,13 +3,13 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use config::{
-    ClusterName, Endpoint, EndpointId, GatewayName, Service, ServiceName, Split, VersionName,
+    ClusterName, Endpoint, EndpointId, GatewayName, Service, ServiceName, Split, VersionName, Zone,
     manifest::{Document, DocumentRef, Errors, Located, ManifestError},
 };
 
 use super::{
     fit::{misfits, stranded},
-    world::{Entry, World},
+    world::{Entry, World, declared},
 };
 use crate::api::types::{Action, Change};
 
@@ -96,6 +96,10 @@ pub struct Touched {
     pub clusters: BTreeSet<ClusterName>,
     /// Load assignments.
     pub assignments: BTreeSet<ClusterName>,
+    /// Endpoints, and the zones they are or were in.
+    pub members: BTreeSet<(ClusterName, EndpointId, Option<Zone>)>,
+    /// Services as the targets of gRPC clients.
+    pub services: BTreeSet<ServiceName>,
     /// Listeners.
     pub listeners: BTreeSet<GatewayName>,
     /// Route configurations.
@@ -110,13 +114,31 @@ impl Touched {
             .flat_map(|entry| entry.value.clusters().map(|(name, _)| name).collect::<Vec<_>>())
             .collect();
         let gateways: BTreeSet<_> = world.gateways().map(|entry| entry.value.name.clone()).collect();
-        Self { assignments: clusters.clone(), clusters, listeners: gateways.clone(), routes: gateways }
+        let services = world.services().map(|entry| entry.value.name.clone()).collect();
+        let mut touched = Self {
+            services,
+            assignments: clusters.clone(),
+            listeners: gateways.clone(),
+            routes: gateways,
+            ..Self::default()
+        };
+        for cluster in &clusters {
+            world.endpoints_of(cluster).iter().for_each(|endpoint| touched.member(cluster, endpoint));
+        }
+        touched.clusters = clusters;
+        touched
+    }
+
+    fn member(&mut self, cluster: &ClusterName, endpoint: &Endpoint) {
+        self.members.insert((cluster.clone(), endpoint.id.clone(), endpoint.zone.clone()));
     }
 
     /// Adds what `other` touched.
     pub fn extend(&mut self, other: Self) {
         self.clusters.extend(other.clusters);
         self.assignments.extend(other.assignments);
+        self.members.extend(other.members);
+        self.services.extend(other.services);
         self.listeners.extend(other.listeners);
         self.routes.extend(other.routes);
     }
@@ -168,9 +190,10 @@ pub fn perform(world: &mut World, write: &Write, revision: u64) -> Result<Effect
         }
         Write::RemoveEndpoint { cluster, id } => {
             version_exists(world, cluster)?;
-            if world.take_endpoint(cluster, id).is_none() {
+            let Some(taken) = world.take_endpoint(cluster, id) else {
                 return Err(Refusal::NotFound(format!("{cluster} has no registered endpoint `{id}`")));
-            }
+            };
+            effect.touched.member(cluster, &taken);
             note_endpoint(Action::Deleted, cluster, id, String::new(), &mut effect);
         }
     }
@@ -225,9 +248,13 @@ fn touch_service(world: &World, old: Option<&Service>, new: &Service, effect: &m
             effect.touched.clusters.insert(cluster.clone());
         }
         if before != after {
+            for address in before.into_iter().chain(after).flat_map(|version| &version.endpoints) {
+                effect.touched.member(&cluster, &declared(*address));
+            }
             effect.touched.assignments.insert(cluster);
         }
     }
+    effect.touched.services.insert(new.name.clone());
     if old.is_none_or(|s| s.split != new.split) {
         touch_routes_to(world, &new.name, effect);
     }
@@ -260,6 +287,7 @@ fn put_split(
     effect.change(Action::Updated, "Split", name, split_detail(&service.split, split));
     let changed = Service { split: split.clone(), ..(*service).as_ref().clone() };
     touch_routes_to(world, name, effect);
+    effect.touched.services.insert(name.clone());
     effect.documents.push(DocumentRef::Service(name.clone()));
     world.put(Document::Service(changed), revision);
     Ok(())
@@ -278,9 +306,13 @@ fn delete(
             refuse_if_used(object, "routes", &users)?;
             refuse_if_registered(world, &entry.value)?;
             for (cluster, _) in entry.value.clusters() {
+                for endpoint in world.declared_endpoints(&cluster) {
+                    effect.touched.member(&cluster, &endpoint);
+                }
                 effect.touched.clusters.insert(cluster.clone());
                 effect.touched.assignments.insert(cluster);
             }
+            effect.touched.services.insert(name.clone());
             world.services.remove(name);
         }
         DocumentRef::Gateway(name) => {
@@ -331,7 +363,7 @@ fn refuse_if_registered(world: &World, service: &Service) -> Result<(), Refusal>
 
 /// How many endpoints are registered with a version.
 pub(super) fn registered(world: &World, cluster: &ClusterName) -> usize {
-    world.endpoints.get(cluster).map_or(0, imbl::OrdMap::len)
+    world.endpoints.get(cluster).map_or(0, |members| members.by_id.len())
 }
 
 /// So many endpoints, and the word for them afterwards.
@@ -379,10 +411,14 @@ fn put_endpoint(world: &mut World, cluster: &ClusterName, endpoint: &Endpoint, e
             let name = format!("{cluster}/{}", endpoint.id);
             return effect.change(Action::Renewed, "Endpoint", name, "");
         }
-        Some(_) => Action::Updated,
+        Some(before) => {
+            effect.touched.member(cluster, before);
+            Action::Updated
+        }
         None => Action::Created,
     };
-    world.put_endpoint(cluster.clone(), Arc::new(endpoint.clone()));
+    effect.touched.member(cluster, endpoint);
+    world.put_endpoint(cluster, Arc::new(endpoint.clone()));
     note_endpoint(action, cluster, &endpoint.id, format!("at {}", endpoint.address), effect);
 }
 

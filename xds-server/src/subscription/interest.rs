@@ -1,113 +1,143 @@
 //! What a client asks for and holds of one type.
+//!
+//! What it holds is not written down: it is the snapshot of the session, except for the names in
+//! `open`, each with what the client has instead. So a client that is up to date costs no more than
+//! the names it gave.
+//!
+//! - here: snapshots and requests in. [`super::respond`]: responses out.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use config::xds::ResourceType;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use imbl::ordmap::DiffItem;
 
 use super::{
-    ACK_TIMEOUT, MAX_NAME_LENGTH, MAX_NAMES, Reply, Response, Variant, Violation,
-    reply::{InFlight, Refused, Since, Unanswered},
+    Reply, Variant, Violation,
+    names::{Names, WILDCARD, canonical, collection, members},
+    reply::{Refused, Since, Unanswered},
 };
-use crate::snapshot::{Logged, Name, Resource, Snapshot};
+use crate::{
+    kind::Client,
+    resource::{Name, Resource, Version},
+    snapshot::{Logged, Shelf, Snapshot},
+};
 
-/// The name that stands for every resource ("How the client specifies what resources to return").
-const WILDCARD: &str = "*";
+/// How much of the reason of a refusal is kept, in characters.
+const MAX_REASON: usize = 1_024;
 
 /// The interest of one client in one type.
 #[derive(Debug)]
 pub struct Interest {
-    resource_type: ResourceType,
-    variant: Variant,
+    pub(super) shelf: Shelf,
+    pub(super) variant: Variant,
+    client: Client,
     /// Whether the client has asked at all.
-    asked: bool,
-    wildcard: bool,
-    /// Whether a name was ever given: from then on, no names means nothing instead of everything.
-    named_once: bool,
-    names: HashSet<Name>,
-    /// What the client holds, as far as it was sent.
-    held: HashMap<Name, Held>,
+    pub(super) asked: bool,
+    pub(super) names: Names,
     /// What is to be sent although the client says that it holds it, from before it has asked.
     owed: HashSet<Name>,
-    /// Names that may differ from what is held, and since when.
-    open: BTreeMap<Name, Since>,
+    /// Names that may differ from the snapshot.
+    pub(super) open: BTreeMap<Name, Open>,
     /// The first request is answered even if there is nothing to say: the client waits for it.
-    greeting_owed: bool,
-    unanswered: Unanswered,
-    last_nonce: Arc<str>,
-    refused: Refused,
+    pub(super) greeting_owed: bool,
+    pub(super) unanswered: Unanswered,
+    pub(super) last_nonce: Arc<str>,
+    pub(super) refused: Refused,
+    /// When what was sent with a TTL needs a sign of life, and how often.
+    pub(super) heartbeats: BTreeMap<Name, (Instant, Duration)>,
+}
+
+/// A name that may differ from the snapshot.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) since: Since,
+    pub(super) held: Held,
 }
 
 /// What a client was last told about a name.
-#[derive(Debug)]
-enum Held {
-    /// It has this version; the resource itself when it came over this stream.
-    Version(Arc<str>, Option<Arc<Resource>>),
-    /// It was told that there is none.
+#[derive(Clone, Debug)]
+pub(super) enum Held {
+    /// Nothing, or it is to be told again.
+    Nothing,
+    /// That there is none.
     Absent,
+    /// It has this version, `None` if it is none of ours; the resource itself when it came over this
+    /// stream.
+    Version(Option<Version>, Option<Arc<Resource>>),
 }
 
 impl Interest {
-    pub(super) fn new(resource_type: ResourceType, variant: Variant) -> Self {
+    pub(super) fn new(shelf: Shelf, variant: Variant, client: Client) -> Self {
         Self {
-            resource_type,
+            shelf,
             variant,
+            client,
             asked: false,
-            wildcard: false,
-            named_once: false,
-            names: HashSet::new(),
-            held: HashMap::new(),
+            names: Names::default(),
             owed: HashSet::new(),
             open: BTreeMap::new(),
             greeting_owed: false,
             unanswered: Unanswered::default(),
             last_nonce: Arc::from(""),
             refused: Refused::default(),
+            heartbeats: BTreeMap::new(),
         }
-    }
-
-    pub(super) fn is_asked(&self) -> bool {
-        self.asked
     }
 
     pub(super) fn is_refused(&self) -> bool {
         !self.refused.is_empty()
     }
 
-    pub(super) fn wants(&self, name: &str) -> bool {
-        self.wildcard || self.names.contains(name)
-    }
-
-    /// "State of the world: a response of LDS or CDS has every resource that was subscribed to"
-    /// ("Resource hints": the other types may be partial).
-    fn is_full_state(&self) -> bool {
-        self.variant == Variant::StateOfTheWorld && self.resource_type.legacy_wildcard()
-    }
-
     // ---- snapshots ----
 
-    /// A resource changed, appeared or went.
-    pub(super) fn changed(&mut self, change: &Logged) {
-        if self.asked && self.wants(&change.name) {
-            self.open_since(&change.name, Since::change(change));
+    /// What the client holds of a name that is not open, when it holds `snapshot`.
+    pub(super) fn settled(&self, name: &str, snapshot: &Snapshot) -> Held {
+        match snapshot.resource(&self.shelf, name) {
+            Some(resource) => Held::Version(Some(resource.version), Some(Arc::clone(resource))),
+            None if self.names.has(name) => Held::Absent,
+            None => Held::Nothing,
         }
     }
 
-    /// Anything may have changed since `revision`.
-    pub(super) fn anything_changed(&mut self, snapshot: &Snapshot, revision: u64) {
+    /// `old` becomes `new`; `changes` are those between them, if they are known.
+    pub(super) fn advance(&mut self, old: &Snapshot, new: &Snapshot, changes: Option<&[&Logged]>) {
         if !self.asked {
             return;
         }
-        let since = Since::revision(revision);
-        let held: Vec<Name> = self.held.keys().filter(|name| self.wants(name)).cloned().collect();
-        let named: Vec<Name> = self.names.iter().cloned().collect();
-        held.iter().chain(&named).for_each(|name| self.open_since(name, since));
-        if self.wildcard {
-            snapshot.resources(self.resource_type).keys().for_each(|name| self.open_since(name, since));
+        match changes {
+            Some(changes) => {
+                for change in changes {
+                    if change.shelf == self.shelf {
+                        self.changed(&change.name, Since::change(change), old);
+                    }
+                }
+            }
+            None => {
+                let since = Since::revision(old.revision() + 1);
+                // What both share is not looked at.
+                for difference in old.resources(&self.shelf).diff(new.resources(&self.shelf)) {
+                    let (DiffItem::Add(name, _)
+                    | DiffItem::Remove(name, _)
+                    | DiffItem::Update { new: (name, _), .. }) = difference;
+                    self.changed(name, since, old);
+                }
+            }
+        }
+    }
+
+    fn changed(&mut self, name: &Name, since: Since, old: &Snapshot) {
+        if !self.names.wants(name) {
+            return;
+        }
+        if let Some(open) = self.open.get_mut(name) {
+            open.since = open.since.older(since);
+        } else {
+            let held = self.settled(name, old);
+            self.open.insert(Arc::clone(name), Open { since, held });
         }
     }
 
@@ -115,15 +145,17 @@ impl Interest {
     pub(super) fn owe(&mut self, name: &Name, revision: u64) {
         if !self.asked {
             self.owed.insert(Arc::clone(name));
-        } else if self.wants(name) {
-            self.held.remove(name);
-            self.open_since(name, Since::revision(revision));
+        } else if self.names.wants(name) {
+            self.open_anew(name, Since::revision(revision));
         }
     }
 
-    fn open_since(&mut self, name: &Name, since: Since) {
-        let known = self.open.entry(Arc::clone(name)).or_insert(since);
-        *known = known.older(since);
+    /// The client is to be told about `name` whatever it holds.
+    fn open_anew(&mut self, name: &Name, since: Since) {
+        match self.open.get_mut(name) {
+            Some(open) => *open = Open { since: open.since.older(since), held: Held::Nothing },
+            None => _ = self.open.insert(Arc::clone(name), Open { since, held: Held::Nothing }),
+        }
     }
 
     // ---- requests ----
@@ -135,34 +167,51 @@ impl Interest {
         now: Instant,
     ) -> Result<Option<Reply>, Violation> {
         let first = !self.asked;
+        let since = Since::revision(if first { 1 } else { snapshot.revision() });
+        let mut claims = HashMap::new();
         if first {
-            // "initial_resource_versions: … the versions of the resources that the client holds":
-            // honoured in the first request of a stream only.
-            let versions = request.initial_resource_versions.into_iter();
-            self.held = versions.map(|(name, v)| (Name::from(name), Held::Version(v.into(), None))).collect();
-            self.greet(request.resource_names_subscribe.is_empty());
+            self.greet(
+                request.resource_names_subscribe.is_empty() && request.resource_names_unsubscribe.is_empty(),
+            );
+            // "initial_resource_versions … will not be populated in any message after the first in a
+            // stream (for a given type_url)": honoured in the first only.
+            claims = request.initial_resource_versions;
+            if self.names.wildcard {
+                self.open_all(snapshot, since);
+            }
         }
-        let revision = if first { 1 } else { snapshot.revision() };
-        let mut everything = false;
-        for name in request.resource_names_subscribe {
-            everything |= name == WILDCARD;
-            self.subscribe(name, first, revision)?;
+        for name in &request.resource_names_subscribe {
+            self.subscribe(name, snapshot, since)?;
         }
-        if everything {
-            self.anything_changed(snapshot, revision);
-        }
-        for name in request.resource_names_unsubscribe {
-            self.unsubscribe(&name, revision);
+        for name in &request.resource_names_unsubscribe {
+            self.unsubscribe(name, snapshot, since);
         }
         if first {
-            let (names, wildcard, owed) = (&self.names, self.wildcard, std::mem::take(&mut self.owed));
-            self.held.retain(|name, _| (wildcard || names.contains(name)) && !owed.contains(name));
-            self.anything_changed(snapshot, revision);
+            self.believe(claims, snapshot, since);
         }
-        // "The nonce of the response it acknowledges": a stale one acknowledges nothing, but the
-        // changes of subscription above count ("incremental: subscriptions are deltas").
+        // "The nonce … should not be used to reject stale requests": a stale one acknowledges nothing,
+        // but the changes of subscription above count.
         let reason = request.error_detail.map(|status| status.message);
         Ok(self.on_reply(&request.response_nonce, reason, now))
+    }
+
+    /// What a client that comes back says it holds need not be sent again, but for what is owed.
+    fn believe(&mut self, claims: HashMap<String, String>, snapshot: &Snapshot, since: Since) {
+        let owed = std::mem::take(&mut self.owed);
+        for (name, version) in claims {
+            if !self.names.wants(&name) || owed.contains(&*name) {
+                continue;
+            }
+            let version = Version::parse(&version);
+            match snapshot.resource(&self.shelf, &name) {
+                Some(resource) if version == Some(resource.version) => _ = self.open.remove(&*name),
+                _ => {
+                    _ = self
+                        .open
+                        .insert(Name::from(name), Open { since, held: Held::Version(version, None) });
+                }
+            }
+        }
     }
 
     pub(super) fn on_state_of_the_world(
@@ -173,107 +222,159 @@ impl Interest {
     ) -> Result<Option<Reply>, Violation> {
         let first = !self.asked;
         if !first && !request.response_nonce.is_empty() && *request.response_nonce != *self.last_nonce {
-            // "The management server should not send a DiscoveryResponse for any DiscoveryRequest
-            // that has a stale nonce": the client answers the newer response with all it wants.
+            // "The management server should not send a DiscoveryResponse for any DiscoveryRequest that
+            // has a stale nonce": the client answers the newer response with all it wants.
             return Ok(None);
         }
         let reason = request.error_detail.map(|status| status.message);
-        // "Unknown nonces on a new stream are tolerated": the first request starts afresh.
+        // A nonce "does not survive stream restarts": the first request starts afresh.
         let reply = if first { None } else { self.on_reply(&request.response_nonce, reason, now) };
         let names = request.resource_names;
-        if names.len() > MAX_NAMES {
+        if names.len() > super::MAX_NAMES {
             return Err(Violation::TooManyNames);
-        }
-        if names.iter().any(|name| name.len() > MAX_NAME_LENGTH) {
-            return Err(Violation::NameTooLong);
         }
         if first {
             self.greet(names.is_empty());
-        } else if names.is_empty() && self.named_once {
-            self.wildcard = false;
+        } else if names.is_empty() && self.names.named_once {
+            // "Clearing the list of subscribed resources is interpreted as an unsubscription."
+            self.names.wildcard = false;
         }
-        let revision = if first { 1 } else { snapshot.revision() };
-        self.replace_names(names, revision, snapshot);
-        if first {
-            self.anything_changed(snapshot, revision);
+        let since = Since::revision(if first { 1 } else { snapshot.revision() });
+        if first && self.names.wildcard {
+            self.open_all(snapshot, since);
         }
+        self.replace_names(&names, since, snapshot)?;
         Ok(reply)
     }
 
     fn greet(&mut self, names_nothing: bool) {
         self.asked = true;
         self.greeting_owed = true;
-        // "For LDS and CDS, … if the client never names a resource, it is a wildcard."
-        self.wildcard = names_nothing && self.resource_type.legacy_wildcard();
+        // "If the client sends a request for a given resource type but has never explicitly subscribed
+        // to any resource names, … treat that identically to … "*"." gRPC clients never mean it.
+        self.names.wildcard = names_nothing && self.shelf.0.is_whole() && !self.client.grpc;
     }
 
-    fn subscribe(&mut self, name: String, first: bool, revision: u64) -> Result<(), Violation> {
-        self.named_once = true;
-        if name == WILDCARD {
-            self.wildcard = true;
-            return Ok(());
-        }
-        if name.len() > MAX_NAME_LENGTH {
-            return Err(Violation::NameTooLong);
-        }
-        let name = Name::from(name);
-        if !first {
-            // "Re-subscribing: the server must send the resource even if the client has it."
-            self.held.remove(&name);
-        }
-        self.open_since(&name, Since::revision(revision));
-        self.names.insert(name);
-        if self.names.len() > MAX_NAMES { Err(Violation::TooManyNames) } else { Ok(()) }
-    }
-
-    fn unsubscribe(&mut self, name: &str, revision: u64) {
-        if name == WILDCARD {
-            self.wildcard = false;
-            self.forget_unwanted();
-        } else if let Some(name) = self.names.take(name) {
-            self.held.remove(&name);
-            if self.wildcard {
-                // "Unsubscribing from a resource that the wildcard covers is answered with it, or
-                // with its removal."
-                self.held.insert(Arc::clone(&name), Held::Version(Arc::from(""), None));
-                self.open_since(&name, Since::revision(revision));
-            } else {
-                self.open.remove(&name);
-                self.refused.forget(&name);
+    /// Opens what the client now asks for and did not before.
+    fn open_all(&mut self, snapshot: &Snapshot, since: Since) {
+        for name in snapshot.resources(&self.shelf).keys() {
+            if !self.names.has(name) && !self.open.contains_key(name) {
+                self.open.insert(Arc::clone(name), Open { since, held: Held::Nothing });
             }
         }
-        // A name that was never subscribed to: nothing to do.
+    }
+
+    fn subscribe(&mut self, name: &str, snapshot: &Snapshot, since: Since) -> Result<(), Violation> {
+        self.names.named_once = true;
+        if name == WILDCARD {
+            if !std::mem::replace(&mut self.names.wildcard, true) {
+                self.open_all(snapshot, since);
+            }
+            return Ok(());
+        }
+        let name = self.shared(&canonical(name)?, snapshot);
+        self.names.add(Arc::clone(&name))?;
+        // "The server must still provide those resources in the response", held or not.
+        self.open_named(&name, snapshot, since);
+        Ok(())
+    }
+
+    /// Opens a name, or a collection and its members.
+    fn open_named(&mut self, name: &Name, snapshot: &Snapshot, since: Since) {
+        if let Some(prefix) = collection(name) {
+            for member in members(snapshot.resources(&self.shelf), prefix) {
+                self.open_anew(member, since);
+            }
+        }
+        self.open_anew(name, since);
+    }
+
+    /// The name as it is known already, so that streams share it.
+    fn shared(&self, name: &str, snapshot: &Snapshot) -> Name {
+        let known = snapshot.resources(&self.shelf).get_key_value(name);
+        known.map_or_else(|| name.into(), |(name, _)| Arc::clone(name))
+    }
+
+    fn unsubscribe(&mut self, name: &str, snapshot: &Snapshot, since: Since) {
+        if name == WILDCARD {
+            self.names.wildcard = false;
+            return self.forget_unwanted();
+        }
+        // A name that is no name was never subscribed to.
+        let Ok(name) = canonical(name) else { return };
+        // "It can simply ignore these phantom unsubscriptions."
+        if !self.names.take(&name) {
+            return;
+        }
+        if !self.names.wildcard {
+            return self.forget_unwanted_of(&name);
+        }
+        // "The server must send a response that includes the specific resource in either
+        // removed_resources … or resources."
+        let unknown = || Open { since, held: Held::Version(None, None) };
+        match collection(&name) {
+            Some(prefix) => {
+                let members = members(snapshot.resources(&self.shelf), prefix).cloned();
+                members.for_each(|member| _ = self.open.insert(member, unknown()));
+            }
+            None => _ = self.open.insert(self.shared(&name, snapshot), unknown()),
+        }
     }
 
     /// What is no longer asked for is forgotten on both sides.
     fn forget_unwanted(&mut self) {
         let names = &self.names;
-        self.held.retain(|name, _| names.contains(name));
-        self.open.retain(|name, _| names.contains(name));
-        self.refused.retain(|name| names.contains(name));
+        let wanted = |name: &Name| names.wants(name) || names.has_collection(name);
+        self.open.retain(|name, _| wanted(name));
+        self.heartbeats.retain(|name, _| wanted(name));
+        self.refused.retain(wanted);
     }
 
-    fn replace_names(&mut self, names: Vec<String>, revision: u64, snapshot: &Snapshot) {
-        let mut now: HashSet<Name> = names.into_iter().map(Name::from).collect();
-        self.named_once |= !now.is_empty();
-        let wildcard = now.remove(WILDCARD) || (self.wildcard && !self.named_once);
-        let was_wildcard = std::mem::replace(&mut self.wildcard, wildcard);
-        let before = std::mem::replace(&mut self.names, now);
-        let added: Vec<Name> = self.names.difference(&before).cloned().collect();
-        for name in added {
-            self.open_since(&name, Since::revision(revision));
+    /// The same after `name` alone was given up.
+    fn forget_unwanted_of(&mut self, name: &str) {
+        if collection(name).is_some() {
+            return self.forget_unwanted();
+        }
+        if !self.names.wants(name) {
+            self.open.remove(name);
+            self.heartbeats.remove(name);
+            self.refused.forget(name);
+        }
+    }
+
+    fn replace_names(
+        &mut self,
+        names: &[String],
+        since: Since,
+        snapshot: &Snapshot,
+    ) -> Result<(), Violation> {
+        let everything = names.iter().any(|name| name == WILDCARD);
+        let mut given = Vec::with_capacity(names.len());
+        for name in names.iter().filter(|name| *name != WILDCARD) {
+            given.push(self.shared(&canonical(name)?, snapshot));
+        }
+        self.names.named_once |= !names.is_empty();
+        let wildcard = everything || (self.names.wildcard && !self.names.named_once);
+        let was_wildcard = std::mem::replace(&mut self.names.wildcard, wildcard);
+        // "The server must resend any newly requested resources, even if it previously sent those
+        // resources without having been asked for them."
+        for name in self.names.replace(given)? {
+            self.open_named(&name, snapshot, since);
         }
         if wildcard && !was_wildcard {
-            self.anything_changed(snapshot, revision);
+            self.open_all(snapshot, since);
         }
         if !wildcard {
             self.forget_unwanted();
         }
+        Ok(())
     }
 
     fn on_reply(&mut self, nonce: &str, reason: Option<String>, now: Instant) -> Option<Reply> {
         let answered = self.unanswered.take(nonce)?;
-        // "NACK = error_detail is present."
+        // "NACK … is indicated by the presence of the error_detail field." What a client says may be long;
+        // what is kept of it is bounded.
+        let reason = reason.map(|reason| reason.chars().take(MAX_REASON).collect::<String>());
         let Some(reason) = reason else {
             self.refused.acknowledged(&answered.names);
             return Some(Reply::Ack(answered.published.map(|at| now.saturating_duration_since(at))));
@@ -281,154 +382,4 @@ impl Interest {
         self.refused.add(&answered, &reason);
         Some(Reply::Nack(reason))
     }
-
-    // ---- responses ----
-
-    /// The response that is due, and the names of resources it replaces by another version.
-    pub(super) fn respond(
-        &mut self,
-        snapshot: &Snapshot,
-        nonce: Arc<str>,
-        may_remove: bool,
-        now: Instant,
-    ) -> Option<(Response, Vec<Name>)> {
-        if !self.asked || self.is_in_flight(now) {
-            return None;
-        }
-        let batch = self.take_open(snapshot, may_remove);
-        let nothing = batch.send.is_empty() && batch.removed.is_empty();
-        if nothing && !self.greeting_owed {
-            return None;
-        }
-        let greeting = std::mem::take(&mut self.greeting_owed);
-        let silent = self.variant == Variant::StateOfTheWorld && !self.is_full_state();
-        if silent && batch.send.is_empty() && !(greeting && self.wildcard) {
-            // Absence cannot be said in a partial state of the world: the client waits, or drops
-            // what it holds with the resource that named it.
-            batch.removed.iter().for_each(|name| self.refused.forget(name));
-            return None;
-        }
-        let resources = if self.is_full_state() { self.full_state(snapshot) } else { batch.send };
-        self.unanswered.push(InFlight::new(Arc::clone(&nonce), now, batch.open, greeting));
-        self.last_nonce = Arc::clone(&nonce);
-        let version_info = match self.variant {
-            Variant::Incremental => String::new(),
-            Variant::StateOfTheWorld => self.digest(),
-        };
-        let removed = if self.variant == Variant::Incremental { batch.removed } else { Vec::new() };
-        let response = Response {
-            resource_type: self.resource_type,
-            revision: snapshot.revision(),
-            nonce,
-            version_info,
-            resources,
-            removed,
-        };
-        Some((response, batch.replaced))
-    }
-
-    /// Settles the open names against what is held, keeping those whose removal has to wait.
-    fn take_open(&mut self, snapshot: &Snapshot, may_remove: bool) -> Batch {
-        let mut batch = Batch::default();
-        for (name, since) in std::mem::take(&mut self.open) {
-            let current = snapshot.resource(self.resource_type, &name);
-            match (current, self.held.get(&name)) {
-                (Some(resource), Some(Held::Version(version, _))) if *version == resource.version => {}
-                (Some(resource), held) => {
-                    if matches!(held, Some(Held::Version(..))) {
-                        batch.replaced.push(Arc::clone(&name));
-                    }
-                    let held = Held::Version(Arc::clone(&resource.version), Some(Arc::clone(resource)));
-                    self.held.insert(Arc::clone(&name), held);
-                    batch.send.push(Arc::clone(resource));
-                    batch.open.push((name, since));
-                }
-                (None, Some(Held::Version(..))) if !may_remove => {
-                    self.open.insert(name, since);
-                }
-                (None, Some(Held::Absent)) => {}
-                (None, None) if !self.names.contains(&name) => {}
-                (None, _) => {
-                    // Remembered where it was named, so that its removal is never repeated and
-                    // its appearance is sent.
-                    if self.names.contains(&name) {
-                        self.held.insert(Arc::clone(&name), Held::Absent);
-                    } else {
-                        self.held.remove(&name);
-                    }
-                    batch.removed.push(Arc::clone(&name));
-                    batch.open.push((name, since));
-                }
-            }
-        }
-        batch
-    }
-
-    /// Everything asked for, as it is or, where its removal has to wait, as it was.
-    fn full_state(&self, snapshot: &Snapshot) -> Vec<Arc<Resource>> {
-        let current = snapshot.resources(self.resource_type);
-        let mut state: BTreeMap<&Name, &Arc<Resource>> = if self.wildcard {
-            current.iter().collect()
-        } else {
-            self.names.iter().filter_map(|name| current.get_key_value(name)).collect()
-        };
-        let waiting = self.open.keys().filter_map(|name| match self.held.get(name) {
-            Some(Held::Version(_, Some(resource))) => Some((name, resource)),
-            _ => None,
-        });
-        for (name, resource) in waiting {
-            state.entry(name).or_insert(resource);
-        }
-        state.into_values().map(Arc::clone).collect()
-    }
-
-    /// A hash over what the client holds, independent of order.
-    fn digest(&self) -> String {
-        let digest = self.held.iter().fold(0_u64, |sum, (name, held)| match held {
-            Held::Version(version, _) => {
-                let pair = [name.as_bytes(), version.as_bytes()].concat();
-                sum.wrapping_add(xxhash_rust::xxh3::xxh3_64(&pair))
-            }
-            Held::Absent => sum,
-        });
-        format!("{digest:016x}")
-    }
-
-    // ---- where it stands ----
-
-    /// Whether a response is on its way that the next has to wait for.
-    pub(super) fn is_in_flight(&self, now: Instant) -> bool {
-        self.unanswered.newest().is_some_and(|sent| now < sent + ACK_TIMEOUT)
-    }
-
-    /// Whether there is something to send, if it may be.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.asked && (self.greeting_owed || !self.open.is_empty())
-    }
-
-    /// Whether the client has been sent everything and has accepted it, or has had its time to.
-    pub(super) fn is_settled(&self, now: Instant) -> bool {
-        !self.is_in_flight(now) && self.open.is_empty() && !self.is_refused()
-    }
-
-    /// When the wait for an acknowledgement ends.
-    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
-        self.unanswered.newest().map(|sent| sent + ACK_TIMEOUT).filter(|deadline| *deadline > now)
-    }
-
-    /// The oldest revision that the client has not acknowledged everything of.
-    pub(super) fn oldest_open(&self) -> Option<u64> {
-        let open = self.open.values().map(|since| since.revision).min();
-        let greeting = self.greeting_owed.then_some(1);
-        [open, self.unanswered.oldest(), self.refused.oldest(), greeting].into_iter().flatten().min()
-    }
-}
-
-#[derive(Default)]
-struct Batch {
-    send: Vec<Arc<Resource>>,
-    removed: Vec<Name>,
-    replaced: Vec<Name>,
-    /// What was open and is settled once this is acknowledged.
-    open: Vec<(Name, Since)>,
 }

@@ -1,30 +1,40 @@
 //! What one client is owed: (requests, snapshots) → responses. Pure: no I/O, time is passed in.
 //!
-//! - [`interest`]: what a client asks for and holds of one type; the rules of both variants.
-//! - `reply`: what is on its way, and what the client made of it.
-//! - here: the four types of one stream, and the order between them.
+//! - `names`: which resources a client asks for: names, collections, everything.
+//! - [`interest`]: what it asks for and holds of one type: snapshots and requests in.
+//! - `respond`: the responses out. `reply`: what is on its way, and what the client made of it.
+//! - `order`: what may be sent before what. [`view`]: where each resource stands with the client.
+//! - here: the types of one stream.
 //!
-//! Citations are of `docs/root/api-docs/xds_protocol.rst` of Envoy, by section.
+//! Citations are of `docs/root/api-docs/xds_protocol.rst` of Envoy, by section or in its words.
 //!
 //! Bounds: one response a type is in flight; what changes meanwhile is merged into the next, so a
 //! slow client costs no memory and skips to the newest state. A client that never acknowledges gets
 //! a response a type each [`ACK_TIMEOUT`].
 
 pub mod interest;
+mod names;
+mod order;
 mod reply;
+mod respond;
 #[cfg(test)]
 mod tests;
+pub mod view;
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use config::xds::ResourceType;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
-use crate::snapshot::{Name, Resource, Snapshot};
+use crate::{
+    kind::{Client, Kind},
+    resource::{Name, Resource},
+    snapshot::{Logged, Snapshot},
+};
 use interest::Interest;
+use order::Permits;
 
 /// How long an unacknowledged response holds back what must not overtake it.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -33,7 +43,14 @@ pub const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 pub const MAX_NAMES: usize = 65_536;
 
 /// How long a name may be, in bytes.
-pub const MAX_NAME_LENGTH: usize = 512;
+pub const MAX_NAME_LENGTH: usize = 1_024;
+
+/// How many types a client may ask for on one stream.
+pub const MAX_TYPES: usize = 32;
+
+/// How large a response may become before the rest goes into the next, in bytes. gRPC clients refuse
+/// messages above 4 MiB. A state of the world that has to be whole is not divided.
+pub const RESPONSE_BYTES: usize = 1 << 20;
 
 /// The two variants of the protocol ("Four Variants of the xDS Transport Protocol"; both over ADS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +65,7 @@ pub enum Variant {
 #[derive(Clone, Debug)]
 pub struct Response {
     /// Its type.
-    pub resource_type: ResourceType,
+    pub kind: Kind,
     /// The revision of the snapshot it was made from.
     pub revision: u64,
     /// Identifies it in the acknowledgement.
@@ -59,6 +76,8 @@ pub struct Response {
     pub resources: Vec<Arc<Resource>>,
     /// Names that are gone, or never were. Incremental only.
     pub removed: Vec<Name>,
+    /// Resources the client has, whose TTL begins anew.
+    pub heartbeats: Vec<Arc<Resource>>,
 }
 
 /// What a request said about an earlier response.
@@ -80,13 +99,21 @@ pub enum Violation {
     /// A client asks for a name longer than [`MAX_NAME_LENGTH`].
     #[error("a name of more than {MAX_NAME_LENGTH} bytes was subscribed to")]
     NameTooLong,
+    /// A client asks for more than [`MAX_TYPES`] types.
+    #[error("more than {MAX_TYPES} types were subscribed to on one stream")]
+    TooManyTypes,
 }
 
 /// One stream of one client.
 #[derive(Debug)]
 pub struct Session {
     snapshot: Snapshot,
-    interests: [Interest; ResourceType::ALL.len()],
+    variant: Variant,
+    client: Client,
+    /// Whether it is of one type only: nobody else's order matters, and nothing else is waited for.
+    single: bool,
+    /// In the order of their types, which is that in which clients need them.
+    interests: Vec<Interest>,
     nonces: u64,
     applied: u64,
     /// When the client first asked for something.
@@ -96,11 +123,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// A stream that starts at `snapshot`.
-    pub fn new(variant: Variant, snapshot: Snapshot) -> Self {
+    /// An aggregated stream of `client` that starts at `snapshot`.
+    pub fn new(variant: Variant, client: Client, snapshot: Snapshot) -> Self {
         Self {
             snapshot,
-            interests: ResourceType::ALL.map(|resource_type| Interest::new(resource_type, variant)),
+            variant,
+            client,
+            single: false,
+            interests: Vec::new(),
             nonces: 0,
             applied: 0,
             began: None,
@@ -108,23 +138,34 @@ impl Session {
         }
     }
 
-    fn interest(&self, resource_type: ResourceType) -> &Interest {
-        &self.interests[resource_type.index()]
+    /// The same for a stream of one type.
+    pub fn of_one_type(variant: Variant, client: Client, snapshot: Snapshot) -> Self {
+        Self { single: true, ..Self::new(variant, client, snapshot) }
+    }
+
+    fn get(&self, kind: &Kind) -> Option<&Interest> {
+        let at = self.interests.binary_search_by(|interest| interest.shelf.0.cmp(kind)).ok()?;
+        self.interests.get(at)
+    }
+
+    fn at(&mut self, kind: &Kind) -> Result<usize, Violation> {
+        match self.interests.binary_search_by(|interest| interest.shelf.0.cmp(kind)) {
+            Ok(at) => Ok(at),
+            Err(_) if self.interests.len() >= MAX_TYPES => Err(Violation::TooManyTypes),
+            Err(at) => {
+                let shelf = (kind.clone(), self.client.view(kind));
+                self.interests.insert(at, Interest::new(shelf, self.variant, self.client));
+                Ok(at)
+            }
+        }
     }
 
     /// Takes in a newer snapshot.
     pub fn on_snapshot(&mut self, snapshot: Snapshot) {
-        match snapshot.changes_since(self.snapshot.revision()) {
-            Some(changes) => {
-                for change in changes {
-                    self.interests[change.resource_type.index()].changed(change);
-                }
-            }
-            None => {
-                for interest in &mut self.interests {
-                    interest.anything_changed(&snapshot, self.snapshot.revision() + 1);
-                }
-            }
+        let changes: Option<Vec<&Logged>> =
+            snapshot.changes_since(self.snapshot.revision()).map(Iterator::collect);
+        for interest in &mut self.interests {
+            interest.advance(&self.snapshot, &snapshot, changes.as_deref());
         }
         self.snapshot = snapshot;
     }
@@ -132,74 +173,69 @@ impl Session {
     /// Takes in an incremental request; says what it answered to a response, if it did.
     pub fn on_incremental(
         &mut self,
-        resource_type: ResourceType,
+        kind: &Kind,
         request: DeltaDiscoveryRequest,
         now: Instant,
     ) -> Result<Option<Reply>, Violation> {
         self.began.get_or_insert(now);
-        let interest = &mut self.interests[resource_type.index()];
-        interest.on_incremental(request, &self.snapshot, now)
+        let at = self.at(kind)?;
+        self.interests[at].on_incremental(request, &self.snapshot, now)
     }
 
     /// Takes in a state-of-the-world request; says what it answered to a response, if it did.
     pub fn on_state_of_the_world(
         &mut self,
-        resource_type: ResourceType,
+        kind: &Kind,
         request: DiscoveryRequest,
         now: Instant,
     ) -> Result<Option<Reply>, Violation> {
         self.began.get_or_insert(now);
-        let interest = &mut self.interests[resource_type.index()];
-        interest.on_state_of_the_world(request, &self.snapshot, now)
+        let at = self.at(kind)?;
+        self.interests[at].on_state_of_the_world(request, &self.snapshot, now)
     }
 
     /// Whether a refusal of this type still stands.
-    pub fn is_refused(&self, resource_type: ResourceType) -> bool {
-        self.interest(resource_type).is_refused()
+    pub fn is_refused(&self, kind: &Kind) -> bool {
+        self.get(kind).is_some_and(Interest::is_refused)
+    }
+
+    fn is_in_flight(&self, kind: &Kind, now: Instant) -> bool {
+        self.get(kind).is_some_and(|interest| interest.is_in_flight(now))
+    }
+
+    fn is_settled(&self, kind: &Kind, now: Instant) -> bool {
+        self.get(kind).is_none_or(|interest| interest.is_settled(now))
     }
 
     /// The next response that may be sent; `None` when nothing may until a request, a snapshot or
     /// [`Self::deadline`].
     ///
-    /// "Eventual consistency considerations", make before break: clusters and their assignments
-    /// first; listeners and routes when the client has acknowledged the clusters, or after
-    /// [`ACK_TIMEOUT`]; removals of clusters and assignments when it has acknowledged the routes that
-    /// no longer need them.
+    /// "Eventual consistency considerations", make before break: clusters and their endpoints first;
+    /// listeners and routes when the client has acknowledged the clusters, or after [`ACK_TIMEOUT`];
+    /// removals of clusters and assignments when it has acknowledged the routes that no longer need
+    /// them.
     pub fn poll(&mut self, now: Instant) -> Option<Response> {
-        use ResourceType::{Cluster, Listener, LoadAssignment, RouteConfiguration};
         // Clusters that keep changing must not hold routes back for ever.
         let waited = self.routing_waits.is_some_and(|since| now >= since + ACK_TIMEOUT);
-        let clusters_free = waited || !self.interest(Cluster).is_in_flight(now);
-        let listeners_settled = self.interest(Listener).is_settled(now);
-        let routing_settled = listeners_settled && self.interest(RouteConfiguration).is_settled(now);
-        let clusters_settled = self.interest(Cluster).is_settled(now);
-        let mut plan = [
-            (Cluster, true, routing_settled),
-            (LoadAssignment, true, routing_settled && clusters_settled),
-            (Listener, clusters_free, true),
-            (RouteConfiguration, clusters_free, listeners_settled),
-        ];
-        if waited {
-            plan.rotate_left(2);
-        }
-        for (resource_type, may_send, may_remove) in plan {
+        let permits = Permits::new(self, waited, now);
+        let count = self.interests.len();
+        // What has waited long enough comes first.
+        let routing = self.interests.partition_point(|interest| interest.shelf.0 < Kind::Listener);
+        let first = if waited { routing } else { 0 };
+        for at in (0..count).map(|i| (first + i) % count) {
+            let (may_send, may_remove) = permits.of(&self.interests[at].shelf.0);
             if !may_send {
                 continue;
             }
             let nonce = Arc::from(format!("{:x}", self.nonces + 1));
-            let interest = &mut self.interests[resource_type.index()];
+            let interest = &mut self.interests[at];
             let Some((response, replaced)) = interest.respond(&self.snapshot, nonce, may_remove, now) else {
                 continue;
             };
             self.nonces += 1;
             self.note_routing_waits(now);
-            if resource_type == Cluster {
-                // A cluster that changed warms anew and waits for its assignment, which has not
-                // changed ("Resource warming"): send it again.
-                let assignments = &mut self.interests[LoadAssignment.index()];
-                for name in &replaced {
-                    assignments.owe(name, self.snapshot.revision());
-                }
+            if response.kind == Kind::Cluster && !self.single && !replaced.is_empty() {
+                self.send_endpoints_again(&replaced);
             }
             return Some(response);
         }
@@ -207,9 +243,33 @@ impl Session {
         None
     }
 
+    /// A cluster that changed warms anew and waits for its endpoints, which have not changed
+    /// ("Resource warming": "even though there is no change in endpoints").
+    fn send_endpoints_again(&mut self, clusters: &[Name]) {
+        let revision = self.snapshot.revision();
+        // Without room for another type the client has not asked for endpoints, nor can it.
+        let Ok(assignments) = self.at(&Kind::LoadAssignment) else { return };
+        for name in clusters {
+            self.interests[assignments].owe(name, revision);
+        }
+        let Ok(endpoints) = self.interests.binary_search_by(|i| i.shelf.0.cmp(&Kind::LbEndpoint)) else {
+            return;
+        };
+        let endpoints = &mut self.interests[endpoints];
+        let resources = self.snapshot.resources(&endpoints.shelf);
+        for cluster in clusters {
+            let members = config::xds::leds::cluster_prefix(cluster);
+            let from = (std::ops::Bound::Included(&*members), std::ops::Bound::Unbounded);
+            let below = resources.range::<_, str>(from).map(|(name, _)| name);
+            below
+                .take_while(|name| name.starts_with(&members))
+                .for_each(|name| endpoints.owe(name, revision));
+        }
+    }
+
     fn note_routing_waits(&mut self, now: Instant) {
-        let waits = self.interest(ResourceType::Listener).is_waiting()
-            || self.interest(ResourceType::RouteConfiguration).is_waiting();
+        let routing = self.interests.iter().filter(|interest| order::is_routing(&interest.shelf.0));
+        let waits = routing.into_iter().any(Interest::is_waiting);
         self.routing_waits = waits.then(|| self.routing_waits.unwrap_or(now));
     }
 
@@ -222,18 +282,18 @@ impl Session {
     }
 
     fn is_routing_asked(&self) -> bool {
-        self.interest(ResourceType::Listener).is_asked()
+        self.get(&Kind::Listener).is_some_and(|listeners| listeners.asked)
     }
 
-    /// The newest revision of which the client has acknowledged everything it subscribed to. Zero
-    /// until it has asked for listeners, without which it does not know what it will need; a client
-    /// that does not ask for them within [`ACK_TIMEOUT`] does without.
+    /// The newest revision of which the client has acknowledged everything it subscribed to. On an
+    /// aggregated stream zero until it has asked for listeners, without which it does not know what it
+    /// will need; a client that does not ask for them within [`ACK_TIMEOUT`] does without.
     pub fn applied(&mut self, now: Instant) -> u64 {
-        let starting = self.began.is_none_or(|began| now < began + ACK_TIMEOUT);
+        let starting = !self.single && self.began.is_none_or(|began| now < began + ACK_TIMEOUT);
         if starting && !self.is_routing_asked() {
             return self.applied;
         }
-        let asked = self.interests.iter().filter(|interest| interest.is_asked());
+        let asked = self.interests.iter().filter(|interest| interest.asked);
         let oldest_open = asked.filter_map(Interest::oldest_open).min();
         let newest = oldest_open.map_or(u64::MAX, |open| open.saturating_sub(1));
         self.applied = self.applied.max(newest.min(self.snapshot.revision()));

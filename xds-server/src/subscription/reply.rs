@@ -6,7 +6,10 @@ use std::{
     time::Instant,
 };
 
-use crate::snapshot::{Logged, Name};
+use crate::{
+    resource::{Name, Version},
+    snapshot::Logged,
+};
 
 /// How many responses of one type may go unanswered before the oldest is merged into the next.
 const UNANSWERED: usize = 8;
@@ -33,12 +36,21 @@ impl Since {
     }
 }
 
+/// A resource, or its removal, in a response.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) name: Name,
+    pub(super) since: Since,
+    /// What the client had before.
+    pub(super) before: Option<Version>,
+}
+
 /// A response that was sent.
 #[derive(Debug)]
 pub(super) struct InFlight {
     nonce: Arc<str>,
     sent: Instant,
-    pub(super) names: Vec<(Name, Since)>,
+    pub(super) names: Vec<Sent>,
     /// When the oldest change in it was published; `None` when it only answers the client.
     pub(super) published: Option<Instant>,
     /// The oldest revision that is open until this is acknowledged.
@@ -46,9 +58,9 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
-    pub(super) fn new(nonce: Arc<str>, sent: Instant, names: Vec<(Name, Since)>, greeting: bool) -> Self {
-        let oldest = names.iter().map(|(_, since)| since.revision).chain(greeting.then_some(1)).min();
-        let published = names.iter().filter_map(|(_, since)| since.published).min().filter(|_| !greeting);
+    pub(super) fn new(nonce: Arc<str>, sent: Instant, names: Vec<Sent>, greeting: bool) -> Self {
+        let oldest = names.iter().map(|sent| sent.since.revision).chain(greeting.then_some(1)).min();
+        let published = names.iter().filter_map(|sent| sent.since.published).min().filter(|_| !greeting);
         // Without a name there is nothing to wait for but the answer itself.
         Self { nonce, sent, names, published, oldest: oldest.unwrap_or(u64::MAX) }
     }
@@ -83,6 +95,11 @@ impl Unanswered {
     pub(super) fn oldest(&self) -> Option<u64> {
         self.0.iter().map(|response| response.oldest).min()
     }
+
+    /// How `name` was last sent, if that is not answered.
+    pub(super) fn get(&self, name: &str) -> Option<&Sent> {
+        self.0.iter().rev().flat_map(|response| &response.names).find(|sent| &*sent.name == name)
+    }
 }
 
 /// Names whose newest form the client refused.
@@ -92,11 +109,14 @@ pub(super) struct Refused {
     refusals: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Refusal {
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
     revision: u64,
     /// Set when the reason named no resource: all of the response stand for the one that is wrong.
     vague: Option<u64>,
+    /// What the client goes on with, as far as it is known.
+    pub(super) before: Option<Version>,
+    pub(super) reason: Arc<str>,
 }
 
 impl Refused {
@@ -110,25 +130,33 @@ impl Refused {
 
     pub(super) fn add(&mut self, response: &InFlight, reason: &str) {
         self.refusals += 1;
-        let blamed: Vec<_> = response.names.iter().filter(|(name, _)| mentions(reason, name)).collect();
+        let blamed: Vec<_> = response.names.iter().filter(|sent| mentions(reason, &sent.name)).collect();
         let vague = blamed.is_empty().then_some(self.refusals);
         let blamed = if blamed.is_empty() { response.names.iter().collect() } else { blamed };
-        for (name, since) in blamed {
-            self.names.insert(Arc::clone(name), Refusal { revision: since.revision, vague });
+        let reason: Arc<str> = reason.into();
+        for sent in blamed {
+            // A client that refuses twice still has what it had before the first.
+            let before = self.names.get(&sent.name).map_or(sent.before, |refusal| refusal.before);
+            let (revision, reason) = (sent.since.revision, Arc::clone(&reason));
+            self.names.insert(Arc::clone(&sent.name), Refusal { revision, vague, before, reason });
         }
     }
 
+    pub(super) fn get(&self, name: &str) -> Option<&Refusal> {
+        self.names.get(name)
+    }
+
     /// A later form of these names was accepted. Of a refusal that named none, one is enough.
-    pub(super) fn acknowledged(&mut self, names: &[(Name, Since)]) {
-        for (name, _) in names {
-            if let Some(Refusal { vague: Some(refusal), .. }) = self.names.remove(name) {
+    pub(super) fn acknowledged(&mut self, names: &[Sent]) {
+        for sent in names {
+            if let Some(Refusal { vague: Some(refusal), .. }) = self.names.remove(&sent.name) {
                 self.names.retain(|_, other| other.vague != Some(refusal));
             }
         }
     }
 
     /// The client does not want it any more, or it is gone.
-    pub(super) fn forget(&mut self, name: &Name) {
+    pub(super) fn forget(&mut self, name: &str) {
         self.names.remove(name);
     }
 

@@ -1,0 +1,223 @@
+//! What is due to a client of one type: the open names, settled against the snapshot.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    ACK_TIMEOUT, RESPONSE_BYTES, Response, Variant,
+    interest::{Held, Interest, Open},
+    names::collection,
+    reply::{InFlight, Sent},
+};
+use crate::{
+    resource::{Name, Resource, Version},
+    snapshot::Snapshot,
+};
+
+/// A resource with a TTL gets a sign of life so many times before that has passed.
+const HEARTBEATS: u32 = 3;
+/// The shortest pause between two, should somebody choose a very short TTL.
+const MIN_HEARTBEAT: Duration = Duration::from_millis(200);
+
+#[derive(Default)]
+struct Batch {
+    send: Vec<Arc<Resource>>,
+    removed: Vec<Name>,
+    replaced: Vec<Name>,
+    /// What is settled once this is acknowledged.
+    sent: Vec<Sent>,
+}
+
+impl Interest {
+    /// The response that is due, and the names of resources it replaces by another version.
+    pub(super) fn respond(
+        &mut self,
+        snapshot: &Snapshot,
+        nonce: Arc<str>,
+        may_remove: bool,
+        now: Instant,
+    ) -> Option<(Response, Vec<Name>)> {
+        if !self.asked || self.is_in_flight(now) {
+            return None;
+        }
+        let batch = self.take_open(snapshot, may_remove);
+        let heartbeats = self.take_heartbeats(snapshot, now);
+        let nothing = batch.send.is_empty() && batch.removed.is_empty() && heartbeats.is_empty();
+        if nothing && !self.greeting_owed {
+            return None;
+        }
+        let greeting = std::mem::take(&mut self.greeting_owed);
+        let silent = self.variant == Variant::StateOfTheWorld && !self.is_full_state();
+        if silent && batch.send.is_empty() && heartbeats.is_empty() && !(greeting && self.names.wildcard) {
+            // Absence cannot be said in a partial state of the world: the client waits, or drops what it
+            // holds with the resource that named it ("Deleting Resources").
+            batch.removed.iter().for_each(|name| self.refused.forget(name));
+            return None;
+        }
+        self.begin_heartbeats(&batch.send, now);
+        let resources = if self.is_full_state() { self.full_state(snapshot) } else { batch.send };
+        let version_info = match self.variant {
+            Variant::Incremental => String::new(),
+            Variant::StateOfTheWorld => digest(&resources),
+        };
+        let removed = if self.variant == Variant::Incremental { batch.removed } else { Vec::new() };
+        self.unanswered.push(InFlight::new(Arc::clone(&nonce), now, batch.sent, greeting));
+        self.last_nonce = Arc::clone(&nonce);
+        let (kind, revision) = (self.shelf.0.clone(), snapshot.revision());
+        let response = Response { kind, revision, nonce, version_info, resources, removed, heartbeats };
+        Some((response, batch.replaced))
+    }
+
+    /// Settles the open names against what is held, keeping those whose removal has to wait, and those
+    /// that would make the response too large for clients with the usual limits.
+    fn take_open(&mut self, snapshot: &Snapshot, may_remove: bool) -> Batch {
+        let mut batch = Batch::default();
+        let (mut bytes, mut kept) = (0, BTreeMap::new());
+        let mut open = std::mem::take(&mut self.open);
+        while let Some((name, Open { since, held })) = open.pop_first() {
+            let current = snapshot.resource(&self.shelf, &name);
+            match (current, held) {
+                (Some(resource), Held::Version(Some(version), _)) if version == resource.version => {}
+                (Some(resource), held) => {
+                    bytes += resource.size();
+                    if bytes > RESPONSE_BYTES && !batch.send.is_empty() && !self.is_full_state() {
+                        open.insert(name, Open { since, held });
+                        break;
+                    }
+                    let before = match held {
+                        Held::Version(before, _) => {
+                            batch.replaced.push(Arc::clone(&name));
+                            before
+                        }
+                        Held::Nothing | Held::Absent => None,
+                    };
+                    batch.send.push(Arc::clone(resource));
+                    batch.sent.push(Sent { name, since, before });
+                }
+                (None, held @ Held::Version(..)) if !may_remove => {
+                    kept.insert(name, Open { since, held });
+                }
+                (None, Held::Absent) => {}
+                (None, Held::Nothing) if !self.is_missing(&name, snapshot) => {}
+                (None, held) => {
+                    let before = if let Held::Version(before, _) = held { before } else { None };
+                    batch.removed.push(Arc::clone(&name));
+                    batch.sent.push(Sent { name, since, before });
+                }
+            }
+        }
+        kept.append(&mut open);
+        self.open = kept;
+        batch
+    }
+
+    /// Whether the client asked for `name` itself, which it is to be told does not exist ("Knowing When a
+    /// Requested Resource Does Not Exist"), and for a collection when it is empty.
+    fn is_missing(&self, name: &str, snapshot: &Snapshot) -> bool {
+        match collection(name) {
+            Some(prefix) if self.names.has_collection(name) => {
+                super::names::members(snapshot.resources(&self.shelf), prefix).next().is_none()
+            }
+            _ => self.names.has(name),
+        }
+    }
+
+    /// "For LDS and CDS, the server must include the complete state of the world" ("Grouping Resources
+    /// into Responses": the other types may be partial).
+    pub(super) fn is_full_state(&self) -> bool {
+        self.variant == Variant::StateOfTheWorld && self.shelf.0.is_whole()
+    }
+
+    /// Everything asked for, as it is or, where its removal has to wait, as it was.
+    fn full_state(&self, snapshot: &Snapshot) -> Vec<Arc<Resource>> {
+        let current = snapshot.resources(&self.shelf);
+        let mut state: BTreeMap<&Name, &Arc<Resource>> = if self.names.wildcard {
+            current.iter().collect()
+        } else {
+            self.names.single().filter_map(|name| current.get_key_value(name)).collect()
+        };
+        let waiting = self.open.iter().filter_map(|(name, open)| match &open.held {
+            Held::Version(_, Some(resource)) => Some((name, resource)),
+            _ => None,
+        });
+        for (name, resource) in waiting {
+            state.entry(name).or_insert(resource);
+        }
+        state.into_values().map(Arc::clone).collect()
+    }
+
+    // ---- signs of life ----
+
+    fn begin_heartbeats(&mut self, sent: &[Arc<Resource>], now: Instant) {
+        for resource in sent {
+            match resource.ttl {
+                Some(ttl) => {
+                    let pause = (ttl / HEARTBEATS).max(MIN_HEARTBEAT);
+                    self.heartbeats.insert(Arc::clone(&resource.name), (now + pause, pause));
+                }
+                None => _ = self.heartbeats.remove(&resource.name),
+            }
+        }
+    }
+
+    /// Those that are due, of resources that the client has ("TTL": "heartbeats").
+    fn take_heartbeats(&mut self, snapshot: &Snapshot, now: Instant) -> Vec<Arc<Resource>> {
+        let mut due = Vec::new();
+        let (shelf, open) = (&self.shelf, &self.open);
+        self.heartbeats.retain(|name, (at, pause)| {
+            let Some(resource) = snapshot.resource(shelf, name).filter(|r| r.ttl.is_some()) else {
+                return false;
+            };
+            if *at <= now && !open.contains_key(name) {
+                *at = now + *pause;
+                due.push(Arc::clone(resource));
+            }
+            true
+        });
+        due
+    }
+
+    // ---- where it stands ----
+
+    /// Whether a response is on its way that the next has to wait for.
+    pub(super) fn is_in_flight(&self, now: Instant) -> bool {
+        self.unanswered.newest().is_some_and(|sent| now < sent + ACK_TIMEOUT)
+    }
+
+    /// Whether there is something to send, if it may be.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.asked && (self.greeting_owed || !self.open.is_empty())
+    }
+
+    /// Whether the client has been sent everything and has accepted it, or has had its time to.
+    pub(super) fn is_settled(&self, now: Instant) -> bool {
+        !self.is_in_flight(now) && self.open.is_empty() && !self.is_refused()
+    }
+
+    /// When the wait for an acknowledgement ends, or a sign of life is due.
+    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
+        let answer = self.unanswered.newest().map(|sent| sent + ACK_TIMEOUT).filter(|at| *at > now);
+        let beat = self.heartbeats.values().map(|(at, _)| *at).min();
+        // While an answer is waited for, nothing is sent.
+        answer.or(beat)
+    }
+
+    /// The oldest revision that the client has not acknowledged everything of.
+    pub(super) fn oldest_open(&self) -> Option<u64> {
+        let open = self.open.values().map(|open| open.since.revision).min();
+        let greeting = self.greeting_owed.then_some(1);
+        [open, self.unanswered.oldest(), self.refused.oldest(), greeting].into_iter().flatten().min()
+    }
+}
+
+/// A hash over the resources of a response.
+fn digest(resources: &[Arc<Resource>]) -> String {
+    let digest = resources.iter().fold(0_u64, |sum, resource| {
+        let pair = [resource.name.as_bytes(), &resource.version.0.to_be_bytes()].concat();
+        sum.wrapping_add(xxhash_rust::xxh3::xxh3_64(&pair))
+    });
+    Version(digest).to_string()
+}
