@@ -155,29 +155,20 @@ impl Fleet {
         Applied { complete, proxies: inner.members.len() + inner.lost.len(), ms, missing }
     }
 
-    /// Where every resource stands with each client whose node is `node`, or with all of them. Streams that
-    /// do not answer in time are left out.
-    pub async fn standings(&self, node: Option<&str>) -> Vec<(Identity, Vec<Standing>)> {
-        let asked: Vec<_> = {
-            let inner = self.lock();
-            let members = inner.members.values();
-            let wanted = members.filter(|member| node.is_none_or(|node| member.identity.node == node));
-            let ask = |member: &Member| {
-                let (inquiry, answer) = oneshot::channel();
-                member.inquiries.try_send(inquiry).ok()?;
-                Some((member.identity.clone(), answer))
-            };
-            wanted.filter_map(ask).collect()
+    /// The streams of clients whose node is `wanted`, by node, to be asked one after the other: what one
+    /// answers may be large.
+    pub fn streams(&self, wanted: impl Fn(&str) -> bool) -> Vec<StreamHandle> {
+        let inner = self.lock();
+        let members = inner.members.values().filter(|member| wanted(&member.identity.node));
+        let handle = |member: &Member| StreamHandle {
+            identity: member.identity.clone(),
+            inquiries: member.inquiries.clone(),
         };
-        let deadline = tokio::time::Instant::now() + INQUIRY_TIMEOUT;
-        let mut standings = Vec::with_capacity(asked.len());
-        for (identity, answer) in asked {
-            if let Ok(Ok(answer)) = tokio::time::timeout_at(deadline, answer).await {
-                standings.push((identity, answer));
-            }
-        }
-        standings.sort_by(|(a, _), (b, _)| (&a.node, &a.peer).cmp(&(&b.node, &b.peer)));
-        standings
+        let mut streams: Vec<StreamHandle> = members.map(handle).collect();
+        drop(inner);
+        let order = |stream: &StreamHandle| (stream.identity.node.clone(), stream.identity.peer);
+        streams.sort_by_cached_key(order);
+        streams
     }
 
     /// Every client, by node; `newest` is the newest revision.
@@ -211,6 +202,27 @@ impl Member {
             nacks: self.nacks,
             refused,
         }
+    }
+}
+
+/// A stream that can be asked.
+#[derive(Debug)]
+pub struct StreamHandle {
+    /// Whose it is.
+    pub identity: Identity,
+    inquiries: mpsc::Sender<Inquiry>,
+}
+
+impl StreamHandle {
+    /// Where every resource stands with the client; `None` when the stream has ended, or does not answer
+    /// in time.
+    pub async fn standings(&self) -> Option<Vec<Standing>> {
+        let (inquiry, answer) = oneshot::channel();
+        let asking = async {
+            self.inquiries.send(inquiry).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(INQUIRY_TIMEOUT, asking).await.ok().flatten()
     }
 }
 

@@ -104,6 +104,11 @@ impl Snapshot {
         self.published
     }
 
+    /// Every shelf that has had anything on it.
+    pub fn shelves(&self) -> impl Iterator<Item = (&Shelf, &Resources)> {
+        self.shelves.iter()
+    }
+
     /// Every resource on a shelf, by name.
     pub fn resources(&self, shelf: &Shelf) -> &Resources {
         self.shelves.get(shelf).unwrap_or(&self.nothing)

@@ -2,12 +2,13 @@
 //!
 //! - `services`: their names and methods, the aggregated one and one a type.
 //! - `wire`: responses to bytes; shares what the snapshot encoded once.
-//! - `stream`: the task of one stream. `node`: who a client says it is.
+//! - `csds`: what became of what was sent. `stream`: the task of one stream. `node`: who a client says it is.
 //! - here: the gRPC services and their server.
 //!
 //! They are written against tonic's codec rather than generated, so that what was encoded once
 //! is copied into each stream's buffer, and never encoded or allocated again for it.
 
+mod csds;
 mod node;
 mod services;
 mod stream;
@@ -83,6 +84,7 @@ pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)));
     let services = server
+        .add_service(csds::service(Arc::clone(&ads.fleet)))
         .add_service(Served::<0>(ads.clone()))
         .add_service(Served::<1>(ads.clone()))
         .add_service(Served::<2>(ads.clone()))

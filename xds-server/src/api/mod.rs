@@ -1,9 +1,9 @@
 //! The HTTP API: JSON over HTTP/1.1, described by an OpenAPI document it serves itself.
 //!
-//! - [`types`]: what it says.
+//! - [`types`], [`resource_types`]: what it says.
 //! - `request`: what a request may say: bodies in bounds, queries, preconditions, who asks.
 //! - `answer`: refusals as answers.
-//! - `manifests`, `objects`, `endpoints`, `watch`: the handlers.
+//! - `manifests`, `objects`, `endpoints`, `resources`, `watch`: the handlers.
 //! - `openapi`: the document.
 //! - `server`: connections, in bounds.
 
@@ -13,6 +13,8 @@ mod manifests;
 mod objects;
 mod openapi;
 mod request;
+pub mod resource_types;
+mod resources;
 mod server;
 pub mod types;
 mod watch;
@@ -62,6 +64,8 @@ fn router(api: Api) -> Router {
         )
         .route("/v1/services/{service}/versions/{version}/endpoints/{id}/hold", post(endpoints::hold))
         .route("/v1/proxies", get(watch::proxies))
+        .route("/v1/proxies/{node}/resources", get(resources::of_proxy))
+        .route("/v1/xds/resources", get(resources::list).post(resources::write))
         .route("/v1/events", get(watch::events))
         .route("/v1/openapi.json", get(openapi::document))
         .route("/healthz", get(watch::healthz))

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use axum::{http::header, response::IntoResponse};
 use utoipa::OpenApi;
 
-use super::{endpoints, manifests, objects, watch};
+use super::{endpoints, manifests, objects, resources, watch};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -27,6 +27,9 @@ use super::{endpoints, manifests, objects, watch};
         endpoints::remove,
         endpoints::hold,
         watch::proxies,
+        resources::of_proxy,
+        resources::list,
+        resources::write,
         watch::events,
         watch::healthz,
         watch::readyz,
@@ -64,6 +67,8 @@ mod tests {
             "/v1/routes",
             "/v1/routes/{route}",
             "/v1/proxies",
+            "/v1/proxies/{node}/resources",
+            "/v1/xds/resources",
             "/v1/events",
             "/v1/openapi.json",
             "/healthz",

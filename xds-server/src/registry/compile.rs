@@ -12,7 +12,7 @@ use prost::Message;
 use super::{world::World, write::Touched};
 use crate::{
     kind::{Kind, View},
-    resource::{Resource, Version},
+    resource::{Name, Resource, Version},
     snapshot::Update,
 };
 
@@ -45,7 +45,18 @@ pub fn compile(world: &World, touched: &Touched) -> Vec<Update> {
     for name in &touched.services {
         updates.extend(target(world, name));
     }
+    for key in &touched.raw {
+        updates.extend(raw(world, key));
+    }
     updates
+}
+
+/// A resource as it was written: the same in every form.
+fn raw<'a>(world: &World, key: &'a (Kind, Name)) -> impl Iterator<Item = Update> + use<'a> {
+    let resource = world.raw.get(key).map(|entry| Arc::new(entry.value.resource()));
+    let (kind, name) = key;
+    let views = kind.views().iter();
+    views.map(move |view| ((kind.clone(), *view), Arc::clone(name), resource.clone()))
 }
 
 /// A service as the target of gRPC clients.

@@ -12,6 +12,8 @@ use config::{
     manifest::{Document, Errors, Located, ManifestError},
 };
 
+use crate::{kind::Kind, resource::Name};
+
 use super::{
     world::World,
     write::{endpoints, registered},
@@ -60,6 +62,7 @@ fn live_among(live: &Split, service: &Service) -> Option<Split> {
 /// What does not fit together after an apply. Checks what the documents could have broken, in their
 /// own order, so that the errors point at the text that was sent.
 pub(super) fn misfits(world: &World, documents: &[Located], errors: &mut Errors) {
+    errors.extend(documents.iter().flat_map(|located| taken(world, located)));
     let listeners = listeners(world, documents);
     let mut routes: HashMap<&RouteName, &Located> = HashMap::new();
     let mut gateways = BTreeSet::new();
@@ -95,6 +98,34 @@ pub(super) fn misfits(world: &World, documents: &[Located], errors: &mut Errors)
             }
         });
     }
+}
+
+/// Resources that were written as they are, under names that a document would be served by.
+fn taken(world: &World, located: &Located) -> Vec<ManifestError> {
+    use Kind::{Cluster, Listener, LoadAssignment, RouteConfiguration};
+    let mut names = Vec::new();
+    match &located.document {
+        Document::Service(service) => {
+            let clusters = service.clusters().map(|(cluster, _)| cluster.to_string());
+            names.extend(clusters.flat_map(|name| [(Cluster, name.clone()), (LoadAssignment, name)]));
+            let name = service.name.to_string();
+            names.extend([(Listener, name.clone()), (RouteConfiguration, name)]);
+        }
+        Document::Gateway(gateway) => {
+            let name = gateway.name.to_string();
+            names.extend([(Listener, name.clone()), (RouteConfiguration, name)]);
+        }
+        Document::Route(_) => {}
+    }
+    let there = names
+        .into_iter()
+        .filter(|(kind, name)| world.raw.contains_key(&(kind.clone(), Name::from(name.as_str()))));
+    let message = |(kind, name)| {
+        format!(
+            "a {kind} resource `{name}` was put by POST /v1/xds/resources; remove it, or choose another name"
+        )
+    };
+    there.map(|taken| located.error("name", message(taken))).collect()
 }
 
 /// Who listens where a gateway of `documents` listens: two of them a place, by name, which is enough

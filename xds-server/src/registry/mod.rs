@@ -3,6 +3,7 @@
 //! - [`world`]: the domain as one immutable value.
 //! - [`mod@write`]: what a write does to it; pure.
 //! - [`fit`]: whether documents fit together and with what is there; pure.
+//! - [`raw`]: resources that somebody writes as they are; pure.
 //! - [`mod@compile`]: the world as xDS resources.
 //! - `writer`: the thread that tries writes, commits them to the store in groups, and publishes.
 //! - here: the handle that everybody else has on it.
@@ -12,6 +13,7 @@
 
 pub mod compile;
 pub mod fit;
+pub mod raw;
 pub mod world;
 pub mod write;
 mod writer;
@@ -93,6 +95,9 @@ impl Registry {
             let key = (cluster.clone(), endpoint.id.clone());
             leases.start(&key, endpoint.lease, None, grace);
             world.put_endpoint(&cluster, Arc::new(endpoint));
+        }
+        for (revision, raw) in stored.raw {
+            world.put_raw(raw, revision);
         }
         let updates = compile(&world, &Touched::everything(&world));
         let snapshot = Snapshot::empty(0).with(stored.revision, updates);

@@ -11,7 +11,8 @@ use config::{
 };
 use imbl::{OrdMap, OrdSet};
 
-use super::compile;
+use super::{compile, raw::Raw};
+use crate::{kind::Kind, resource::Name};
 
 /// An object and the revision that last changed it.
 #[derive(Debug)]
@@ -67,6 +68,10 @@ pub struct World {
     pub(super) routes: OrdMap<RouteName, Entry<Route>>,
     /// Registered endpoints; those of the manifest live in their service.
     pub(super) endpoints: OrdMap<ClusterName, Members>,
+    /// Resources that were written as they are.
+    pub(super) raw: OrdMap<(Kind, Name), Entry<Raw>>,
+    /// How large their values are together, in bytes.
+    pub(super) raw_bytes: usize,
     /// Which routes lead to a service, so that a new split finds the gateways it concerns without
     /// reading every route.
     routes_to: OrdMap<ServiceName, OrdSet<RouteName>>,
@@ -97,6 +102,31 @@ impl World {
     /// One gateway.
     pub fn gateway(&self, name: &GatewayName) -> Option<&Entry<Gateway>> {
         self.gateways.get(name)
+    }
+
+    /// Resources that were written as they are, by type and name.
+    pub fn raw(&self) -> impl Iterator<Item = &Entry<Raw>> {
+        self.raw.values()
+    }
+
+    /// Whether the resource was written as it is.
+    pub fn is_raw(&self, kind: &Kind, name: &Name) -> bool {
+        !self.raw.is_empty() && self.raw.contains_key(&(kind.clone(), Arc::clone(name)))
+    }
+
+    /// Puts a resource as it is.
+    pub(super) fn put_raw(&mut self, raw: Raw, revision: u64) {
+        let key = (raw.kind.clone(), Arc::clone(&raw.name));
+        self.raw_bytes += raw.value.len();
+        let before = self.raw.insert(key, Entry { revision, value: Arc::new(raw) });
+        self.raw_bytes -= before.map_or(0, |entry| entry.value.value.len());
+    }
+
+    /// Removes a resource that was written as it is.
+    pub(super) fn take_raw(&mut self, key: &(Kind, Name)) -> Option<Entry<Raw>> {
+        let taken = self.raw.remove(key)?;
+        self.raw_bytes -= taken.value.value.len();
+        Some(taken)
     }
 
     /// The split of a service.

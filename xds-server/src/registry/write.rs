@@ -9,9 +9,14 @@ use config::{
 
 use super::{
     fit::{misfits, stranded},
+    raw::{self, Raw},
     world::{Entry, World, declared},
 };
-use crate::api::types::{Action, Change};
+use crate::{
+    api::types::{Action, Change},
+    kind::Kind,
+    resource::Name,
+};
 
 /// A change that somebody asks for.
 #[derive(Clone, Debug)]
@@ -40,6 +45,13 @@ pub enum Write {
         cluster: ClusterName,
         /// What it is.
         endpoint: Endpoint,
+    },
+    /// Put resources as they are, and remove such, all or nothing.
+    Resources {
+        /// To put.
+        put: Vec<Raw>,
+        /// To remove.
+        remove: Vec<(Kind, Name)>,
     },
     /// Remove an endpoint.
     RemoveEndpoint {
@@ -85,6 +97,8 @@ pub struct Effect {
     pub documents: Vec<DocumentRef>,
     /// Endpoints likewise.
     pub endpoints: Vec<(ClusterName, EndpointId)>,
+    /// Resources that were written as they are, likewise.
+    pub raw: Vec<(Kind, Name)>,
     /// Resources to compile again.
     pub touched: Touched,
 }
@@ -100,6 +114,8 @@ pub struct Touched {
     pub members: BTreeSet<(ClusterName, EndpointId, Option<Zone>)>,
     /// Services as the targets of gRPC clients.
     pub services: BTreeSet<ServiceName>,
+    /// Resources that were written as they are.
+    pub raw: BTreeSet<(Kind, Name)>,
     /// Listeners.
     pub listeners: BTreeSet<GatewayName>,
     /// Route configurations.
@@ -117,6 +133,7 @@ impl Touched {
         let services = world.services().map(|entry| entry.value.name.clone()).collect();
         let mut touched = Self {
             services,
+            raw: world.raw.keys().cloned().collect(),
             assignments: clusters.clone(),
             listeners: gateways.clone(),
             routes: gateways,
@@ -139,6 +156,7 @@ impl Touched {
         self.assignments.extend(other.assignments);
         self.members.extend(other.members);
         self.services.extend(other.services);
+        self.raw.extend(other.raw);
         self.listeners.extend(other.listeners);
         self.routes.extend(other.routes);
     }
@@ -158,7 +176,7 @@ impl Effect {
 
     /// Whether anything is different afterwards.
     pub fn is_change(&self) -> bool {
-        !self.documents.is_empty() || !self.endpoints.is_empty()
+        !self.documents.is_empty() || !self.endpoints.is_empty() || !self.raw.is_empty()
     }
 }
 
@@ -188,6 +206,7 @@ pub fn perform(world: &mut World, write: &Write, revision: u64) -> Result<Effect
             version_exists(world, cluster)?;
             put_endpoint(world, cluster, endpoint, &mut effect);
         }
+        Write::Resources { put, remove } => put_resources(world, put, remove, revision, &mut effect)?,
         Write::RemoveEndpoint { cluster, id } => {
             version_exists(world, cluster)?;
             let Some(taken) = world.take_endpoint(cluster, id) else {
@@ -372,6 +391,79 @@ pub(super) fn endpoints(count: usize) -> (String, &'static str) {
         1 => ("1 registered endpoint".to_owned(), "it"),
         n => (format!("{n} registered endpoints"), "them"),
     }
+}
+
+/// Puts and removes resources as they are; every fault of the request is told at once.
+fn put_resources(
+    world: &mut World,
+    put: &[Raw],
+    remove: &[(Kind, Name)],
+    revision: u64,
+    effect: &mut Effect,
+) -> Result<(), Refusal> {
+    let mut faults = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (i, raw) in put.iter().enumerate() {
+        let compiled = || {
+            let what = raw::compiled(world, &raw.kind, &raw.name)?;
+            Some(format!("name: `{}` is that of {what}, which is served by it", raw.name))
+        };
+        let twice = || (!seen.insert((&raw.kind, &raw.name))).then(|| "is in the request twice".to_owned());
+        if let Some(fault) = raw.fault().or_else(compiled).or_else(twice) {
+            faults.push(format!("put[{i}].{fault}"));
+        }
+    }
+    for (i, (kind, name)) in remove.iter().enumerate() {
+        if !seen.insert((kind, name)) {
+            faults.push(format!("remove[{i}] is in the request twice"));
+        } else if !world.raw.contains_key(&(kind.clone(), Arc::clone(name))) {
+            faults.push(format!("remove[{i}]: there is no {kind} `{name}` that was put"));
+        }
+    }
+    if !faults.is_empty() {
+        return Err(Refusal::BadRequest(first_of(&faults)));
+    }
+    for key in remove {
+        world.take_raw(key);
+        note_raw(Action::Deleted, key, effect);
+    }
+    for raw in put {
+        let key = (raw.kind.clone(), Arc::clone(&raw.name));
+        let action = match world.raw.get(&key) {
+            Some(before) if *before.value == *raw => {
+                let name = format!("{} {}", raw.kind, raw.name);
+                effect.change(Action::Unchanged, "Resource", name, "");
+                continue;
+            }
+            Some(_) => Action::Updated,
+            None => Action::Created,
+        };
+        world.put_raw(raw.clone(), revision);
+        note_raw(action, &key, effect);
+    }
+    if world.raw.len() > raw::MAX_RESOURCES || world.raw_bytes > raw::MAX_BYTES {
+        let (count, bytes) = (raw::MAX_RESOURCES, raw::MAX_BYTES);
+        return Err(Refusal::BadRequest(format!(
+            "put: there would be more than {count} resources, or more than {bytes} bytes of them"
+        )));
+    }
+    Ok(())
+}
+
+/// Some faults in one sentence.
+fn first_of(faults: &[String]) -> String {
+    let shown = faults.iter().take(5).cloned().collect::<Vec<_>>().join("; ");
+    match faults.len() {
+        0..=5 => shown,
+        n => format!("{shown}; and {} more", n - 5),
+    }
+}
+
+fn note_raw(action: Action, key: &(Kind, Name), effect: &mut Effect) {
+    // Never the value: it may be secret.
+    effect.change(action, "Resource", format!("{} {}", key.0, key.1), "");
+    effect.raw.push(key.clone());
+    effect.touched.raw.insert(key.clone());
 }
 
 /// The entry of `name`, at the revision the writer saw if it said one.

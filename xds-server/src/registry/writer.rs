@@ -232,6 +232,12 @@ fn operations(world: &World, tried: &[Tried]) -> Result<Vec<Operation>, StoreErr
             None => Operation::remove_endpoint(cluster, id),
         });
     }
+    for key in tried.iter().flat_map(|one| &one.effect.raw) {
+        operations.push(match world.raw.get(key) {
+            Some(entry) => Operation::put_raw(entry.revision, &entry.value)?,
+            None => Operation::remove_raw(&key.0, &key.1),
+        });
+    }
     Ok(operations)
 }
 
@@ -244,7 +250,8 @@ fn all_operations(world: &World) -> Result<Vec<Operation>, StoreError> {
     let documents = services.chain(gateways).chain(routes);
     let documents = documents.map(|(revision, document)| Operation::put_document(revision, &document));
     let endpoints = world.registered().map(|(cluster, endpoint)| Operation::put_endpoint(cluster, endpoint));
-    documents.chain(endpoints).collect()
+    let raw = world.raw().map(|entry| Operation::put_raw(entry.revision, &entry.value));
+    documents.chain(endpoints).chain(raw).collect()
 }
 
 fn answer(job: &mut Job, result: Result<Done, Refusal>) {

@@ -11,6 +11,7 @@ use super::{Operation, Scope, Store, StoreError, Stored, Table};
 
 const DOCUMENTS: TableDefinition<'_, &str, &str> = TableDefinition::new("documents");
 const ENDPOINTS: TableDefinition<'_, &str, &str> = TableDefinition::new("endpoints");
+const RESOURCES: TableDefinition<'_, &str, &str> = TableDefinition::new("resources");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 const REVISION: &str = "revision";
@@ -89,8 +90,15 @@ fn read_all(database: &Database, path: &str) -> Result<Stored, redb::Error> {
         Err(TableError::TableDoesNotExist(_)) => return Ok(stored),
         Err(other) => return Err(other.into()),
     }
-    for (table, definition) in [(Table::Documents, DOCUMENTS), (Table::Endpoints, ENDPOINTS)] {
-        for pair in transaction.open_table(definition)?.iter()? {
+    let tables =
+        [(Table::Documents, DOCUMENTS), (Table::Endpoints, ENDPOINTS), (Table::Resources, RESOURCES)];
+    for (table, definition) in tables {
+        let opened = match transaction.open_table(definition) {
+            // Nothing of it was ever written.
+            Err(TableError::TableDoesNotExist(_)) => continue,
+            opened => opened?,
+        };
+        for pair in opened.iter()? {
             let (key, value) = pair?;
             let read = stored.read(table, key.value(), value.value());
             read.map_err(|e| redb::Error::Corrupted(e.to_string()))?;
@@ -109,14 +117,17 @@ fn write_all(
     if scope == Scope::Everything {
         transaction.delete_table(DOCUMENTS)?;
         transaction.delete_table(ENDPOINTS)?;
+        transaction.delete_table(RESOURCES)?;
     }
     {
         let mut documents = transaction.open_table(DOCUMENTS)?;
         let mut endpoints = transaction.open_table(ENDPOINTS)?;
+        let mut resources = transaction.open_table(RESOURCES)?;
         for operation in operations {
             let table = match operation.table {
                 Table::Documents => &mut documents,
                 Table::Endpoints => &mut endpoints,
+                Table::Resources => &mut resources,
             };
             match &operation.value {
                 Some(value) => drop(table.insert(operation.key.as_str(), value.as_str())?),

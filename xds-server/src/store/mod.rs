@@ -5,8 +5,13 @@
 
 mod file;
 
+use std::time::Duration;
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use config::{ClusterName, Endpoint, EndpointId, manifest};
 use serde::{Deserialize, Serialize};
+
+use crate::{kind::Kind, registry::raw::Raw};
 
 pub use file::FileStore;
 
@@ -46,6 +51,8 @@ pub struct Stored {
     pub documents: Vec<(u64, manifest::Document)>,
     /// Registered endpoints.
     pub endpoints: Vec<(ClusterName, Endpoint)>,
+    /// Resources that were written as they are, each with the revision that last changed it.
+    pub raw: Vec<(u64, Raw)>,
 }
 
 /// One put or, without a value, one removal.
@@ -66,6 +73,8 @@ pub enum Table {
     Documents,
     /// `checkout/v1/id` → [`Endpoint`]
     Endpoints,
+    /// `type.googleapis.com/envoy.config.cluster.v3.Cluster name` → [`Raw`] with its revision, as JSON
+    Resources,
 }
 
 /// A document as it is stored, in the shape of its manifest.
@@ -75,7 +84,37 @@ struct StoredDocument {
     document: serde_json::Value,
 }
 
+/// A resource as it is stored.
+#[derive(Serialize, Deserialize)]
+struct StoredRaw {
+    revision: u64,
+    type_url: String,
+    name: String,
+    /// In base64.
+    value: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ttl_ms: Option<u64>,
+}
+
 impl Operation {
+    /// Puts a resource that was written as it is.
+    pub fn put_raw(revision: u64, raw: &Raw) -> Result<Self, StoreError> {
+        let stored = StoredRaw {
+            revision,
+            type_url: raw.kind.type_url().to_owned(),
+            name: raw.name.to_string(),
+            value: BASE64.encode(&raw.value),
+            ttl_ms: raw.ttl.map(|ttl| ttl.as_millis() as u64),
+        };
+        let value = to_json(serde_json::to_string(&stored))?;
+        Ok(Self { table: Table::Resources, key: raw_key(&raw.kind, &raw.name), value: Some(value) })
+    }
+
+    /// Removes a resource that was written as it is.
+    pub fn remove_raw(kind: &Kind, name: &str) -> Self {
+        Self { table: Table::Resources, key: raw_key(kind, name), value: None }
+    }
+
     /// Puts a document.
     pub fn put_document(revision: u64, document: &manifest::Document) -> Result<Self, StoreError> {
         let stored = StoredDocument { revision, document: to_json(serde_json::to_value(document))? };
@@ -105,6 +144,11 @@ fn to_json<T>(result: Result<T, serde_json::Error>) -> Result<T, StoreError> {
     result.map_err(|e| StoreError(format!("cannot write an object as JSON: {e}")))
 }
 
+/// A type URL has no space in it.
+fn raw_key(kind: &Kind, name: &str) -> String {
+    format!("{} {name}", kind.type_url())
+}
+
 fn endpoint_key(cluster: &ClusterName, id: &EndpointId) -> String {
     format!("{cluster}/{id}")
 }
@@ -129,6 +173,17 @@ impl Stored {
                 let cluster = key.rsplit_once('/').map_or(key, |(cluster, _)| cluster);
                 let cluster = cluster.parse().map_err(|e| unreadable(format!("{e}")))?;
                 self.endpoints.push((cluster, endpoint));
+            }
+            Table::Resources => {
+                let stored: StoredRaw = serde_json::from_str(value).map_err(|e| unreadable(e.to_string()))?;
+                let content = BASE64.decode(&stored.value).map_err(|e| unreadable(e.to_string()))?;
+                let raw = Raw {
+                    kind: Kind::of(&stored.type_url),
+                    name: stored.name.into(),
+                    value: content.into(),
+                    ttl: stored.ttl_ms.map(Duration::from_millis),
+                };
+                self.raw.push((stored.revision, raw));
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     kind::Kind,
-    resource::{Name, Version},
+    resource::{Name, Resource, Version},
     snapshot::Snapshot,
 };
 
@@ -26,7 +26,7 @@ pub enum Status {
 }
 
 /// One resource and one client.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Standing {
     /// Its type.
     pub kind: Kind,
@@ -35,7 +35,7 @@ pub struct Standing {
     /// Where it stands.
     pub status: Status,
     /// What there is; `None` when there is none.
-    pub version: Option<Version>,
+    pub resource: Option<Arc<Resource>>,
     /// What the client acknowledged last, as far as this stream knows.
     pub acknowledged: Option<Version>,
     /// Why the client refused it.
@@ -59,7 +59,8 @@ impl Interest {
     }
 
     fn standing(&self, name: &Name, snapshot: &Snapshot) -> Standing {
-        let version = snapshot.resource(&self.shelf, name).map(|resource| resource.version);
+        let resource = snapshot.resource(&self.shelf, name).cloned();
+        let version = resource.as_ref().map(|resource| resource.version);
         let held = match self.open.get(name) {
             Some(open) => open.held.clone(),
             None => self.settled(name, snapshot),
@@ -76,6 +77,13 @@ impl Interest {
         } else {
             (Status::Stale, held, None)
         };
-        Standing { kind: self.shelf.0.clone(), name: Arc::clone(name), status, version, acknowledged, reason }
+        Standing {
+            kind: self.shelf.0.clone(),
+            name: Arc::clone(name),
+            status,
+            resource,
+            acknowledged,
+            reason,
+        }
     }
 }
