@@ -1,0 +1,81 @@
+//! That nothing comes, without waiting for it: something else is changed that has to come later in
+//! order, and it has to be what comes next.
+
+use super::{CDS, Client, EDS, LDS, RDS, Received, World};
+
+const SENTINEL: &str = "sentinel/v1";
+
+impl Client {
+    /// Nothing is due: neither for what this client has sent, nor for what was changed before.
+    ///
+    /// Responses it has not answered yet must not be of EDS.
+    pub async fn silence(&mut self, world: &World) {
+        if self.mode.aggregated {
+            self.silence_of_one(world).await;
+        } else {
+            self.silence_of_each(world).await;
+        }
+    }
+
+    /// One stream has one order: an endpoint of the sentinel.
+    async fn silence_of_one(&mut self, world: &World) {
+        if !self.asked.get(EDS).is_some_and(|asked| asked.names.contains(SENTINEL)) {
+            let first = self.follow(EDS, &[SENTINEL]).await;
+            assert_eq!(first.shape(), "+sentinel/v1");
+        }
+        // What is sent at once for a change goes out in an order between types, in which EDS is not
+        // the last: a second round comes after all of the first.
+        for _ in 0..2 {
+            let id = format!("quiet-{}", world.next());
+            world.register(SENTINEL, &id).await;
+            let received = self.accept(EDS).await;
+            assert_eq!(received.shape(), "+sentinel/v1", "where nothing was due");
+            let value = &received.resource(SENTINEL).value;
+            assert!(value.windows(id.len()).any(|part| part == id.as_bytes()), "not the newest: {id}");
+        }
+    }
+
+    /// Every stream has its own order: on each, a resource of its type that is new.
+    async fn silence_of_each(&mut self, world: &World) {
+        let name = format!("quiet-{}", world.next());
+        let kinds: Vec<&'static str> = self.asked.keys().copied().collect();
+        for kind in &kinds {
+            if !self.asked[kind].is_wildcard() {
+                self.subscribe(kind, &[&of(kind, &name)]).await;
+                if self.mode.is_incremental() {
+                    // "Knowing When a Requested Resource Does Not Exist": told at once.
+                    let absent = self.accept(kind).await;
+                    assert_eq!(absent.shape(), format!("-{}", of(kind, &name)), "where nothing was due");
+                }
+            }
+        }
+        let port = 30_000 + world.next();
+        let service = format!("kind: Service\nname: {name}\nversions: {{v1: {{}}}}\n");
+        let gateway = format!("kind: Gateway\nname: {name}\nlisten: 127.0.0.1:{port}\n");
+        world.apply(&format!("{service}---\n{gateway}")).await;
+        for kind in kinds {
+            let received = self.next_of(kind).await;
+            let expected = format!("+{}", of(kind, &name));
+            let full = !self.mode.is_incremental() && (kind == CDS || kind == LDS);
+            let shape = received.shape();
+            let found = if full { shape.split(' ').any(|one| one == expected) } else { shape == expected };
+            assert!(found, "{kind}: {shape}, where nothing but {expected} was due");
+            self.ack(&received).await;
+        }
+    }
+
+    /// Naming something that is not there may be answered with the same state of the world once more.
+    async fn next_of(&mut self, kind: &'static str) -> Received {
+        let received = self.expect(kind).await;
+        let full = !self.mode.is_incremental() && (kind == CDS || kind == LDS);
+        if full && !self.asked[kind].is_wildcard() && !received.shape().contains("+quiet-") {
+            self.ack(&received).await;
+            return self.expect(kind).await;
+        }
+        received
+    }
+}
+
+fn of(kind: &str, name: &str) -> String {
+    if kind == LDS || kind == RDS { name.to_owned() } else { format!("{name}/v1") }
+}
