@@ -120,7 +120,15 @@ impl Stream {
             first = tokio::time::timeout(FIRST_REQUEST, self.requests.next()) => first,
             () = self.ads.stop.cancelled() => return,
         };
-        let Ok(Ok(Some(mut first))) = first else { return };
+        let mut first = match first {
+            Ok(Ok(Some(first))) => first,
+            Ok(Err(status)) => {
+                // An error means that the client has gone already.
+                let _ = self.frames.try_send(Err(faulty(&self.ads.metrics, status)));
+                return;
+            }
+            Ok(Ok(None)) | Err(_) => return,
+        };
         let metrics = Arc::clone(&self.ads.metrics);
         metrics.streams.inc();
         let node = first.node().unwrap_or_default();
@@ -180,8 +188,9 @@ impl Followed {
             };
             tokio::select! {
                 request = self.requests.next() => match request {
-                    // A connection that broke is how clients usually leave; nothing to answer.
-                    Err(_) | Ok(None) => return Ok(()),
+                    // How clients usually leave.
+                    Ok(None) => return Ok(()),
+                    Err(status) => return Err(faulty(&self.ads.metrics, status)),
                     Ok(Some(request)) => self.on_request(request)?,
                 },
                 changed = self.state.changed() => {
@@ -281,6 +290,15 @@ impl Followed {
 
 /// How long the name of a type may be, in bytes.
 const MAX_TYPE_URL: usize = 256;
+
+/// Why no request could be read: one that is none, or a connection that broke.
+fn faulty(metrics: &Metrics, status: Status) -> Status {
+    use tonic::Code::{InvalidArgument, OutOfRange, ResourceExhausted};
+    if matches!(status.code(), InvalidArgument | OutOfRange | ResourceExhausted) {
+        return refused(metrics, status);
+    }
+    Status::cancelled("the connection broke")
+}
 
 fn refused(metrics: &Metrics, status: Status) -> Status {
     metrics.streams_refused.inc();

@@ -45,7 +45,7 @@ pub const MAX_NAMES: usize = 65_536;
 /// How long a name may be, in bytes.
 pub const MAX_NAME_LENGTH: usize = 1_024;
 
-/// How many types a client may ask for on one stream.
+/// How many types are followed on one stream; those asked for beyond are as if nothing were known of them.
 pub const MAX_TYPES: usize = 32;
 
 /// How large a response may become before the rest goes into the next, in bytes. gRPC clients refuse
@@ -99,9 +99,6 @@ pub enum Violation {
     /// A client asks for a name longer than [`MAX_NAME_LENGTH`].
     #[error("a name of more than {MAX_NAME_LENGTH} bytes was subscribed to")]
     NameTooLong,
-    /// A client asks for more than [`MAX_TYPES`] types.
-    #[error("more than {MAX_TYPES} types were subscribed to on one stream")]
-    TooManyTypes,
 }
 
 /// One stream of one client.
@@ -148,14 +145,15 @@ impl Session {
         self.interests.get(at)
     }
 
-    fn at(&mut self, kind: &Kind) -> Result<usize, Violation> {
+    fn at(&mut self, kind: &Kind) -> Option<usize> {
         match self.interests.binary_search_by(|interest| interest.shelf.0.cmp(kind)) {
-            Ok(at) => Ok(at),
-            Err(_) if self.interests.len() >= MAX_TYPES => Err(Violation::TooManyTypes),
+            Ok(at) => Some(at),
+            // Those that have a name here are few.
+            Err(_) if matches!(kind, Kind::Other(_)) && self.interests.len() >= MAX_TYPES => None,
             Err(at) => {
                 let shelf = (kind.clone(), self.client.view(kind));
                 self.interests.insert(at, Interest::new(shelf, self.variant, self.client));
-                Ok(at)
+                Some(at)
             }
         }
     }
@@ -178,7 +176,7 @@ impl Session {
         now: Instant,
     ) -> Result<Option<Reply>, Violation> {
         self.began.get_or_insert(now);
-        let at = self.at(kind)?;
+        let Some(at) = self.at(kind) else { return Ok(None) };
         self.interests[at].on_incremental(request, &self.snapshot, now)
     }
 
@@ -190,7 +188,7 @@ impl Session {
         now: Instant,
     ) -> Result<Option<Reply>, Violation> {
         self.began.get_or_insert(now);
-        let at = self.at(kind)?;
+        let Some(at) = self.at(kind) else { return Ok(None) };
         self.interests[at].on_state_of_the_world(request, &self.snapshot, now)
     }
 
@@ -248,7 +246,7 @@ impl Session {
     fn send_endpoints_again(&mut self, clusters: &[Name]) {
         let revision = self.snapshot.revision();
         // Without room for another type the client has not asked for endpoints, nor can it.
-        let Ok(assignments) = self.at(&Kind::LoadAssignment) else { return };
+        let Some(assignments) = self.at(&Kind::LoadAssignment) else { return };
         for name in clusters {
             self.interests[assignments].owe(name, revision);
         }

@@ -20,5 +20,6 @@ mod hostile;
 mod order;
 mod per_type;
 mod reconnect;
+mod resources;
 mod state_of_the_world;
 mod subscription;

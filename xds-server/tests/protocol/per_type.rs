@@ -18,13 +18,11 @@ macro_rules! in_both {
             use super::super::support::Mode;
 
             #[tokio::test]
-            #[ignore = "streams of one type are not served yet"]
             async fn incremental() {
                 super::$test(Mode::INCREMENTAL.a_stream_a_type()).await;
             }
 
             #[tokio::test]
-            #[ignore = "streams of one type are not served yet"]
             async fn state_of_the_world() {
                 super::$test(Mode::STATE_OF_THE_WORLD.a_stream_a_type()).await;
             }
@@ -116,7 +114,6 @@ async fn one_client_may_have_several_streams_of_a_type(mode: Mode) {
 
 /// "Secret Discovery Service": it is there, and says what it does not have.
 #[tokio::test]
-#[ignore = "streams of one type are not served yet"]
 async fn secrets_have_a_service_of_their_own() {
     let world = World::start().await;
     let request =

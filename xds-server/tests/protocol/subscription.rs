@@ -138,14 +138,15 @@ async fn a_grpc_client_never_means_everything(mode: Mode) {
         client.node.user_agent_name = agent.to_owned();
         client.subscribe(LDS, &[]).await;
         client.subscribe(LDS, &["second"]).await;
-        world.gateway("second").await;
+        // Its listeners are services, and of those the ones that speak HTTP/2.
+        world.protocol("second", "grpc").await;
         let mut received = client.accept(LDS).await.shape();
         while !received.contains("+second") {
             assert!(!received.contains("+edge"), "{agent}: {received}");
             received = client.accept(LDS).await.shape();
         }
         assert_eq!(received, "+second", "{agent}");
-        world.delete("gateways", "second").await;
+        world.delete("services", "second").await;
     }
 }
 

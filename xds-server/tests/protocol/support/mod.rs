@@ -40,13 +40,11 @@ macro_rules! in_every_variant {
             }
 
             #[tokio::test]
-            #[ignore = "streams of one type are not served yet"]
             async fn incremental_a_stream_a_type() {
                 super::$test(Mode::INCREMENTAL.a_stream_a_type()).await;
             }
 
             #[tokio::test]
-            #[ignore = "streams of one type are not served yet"]
             async fn state_of_the_world_a_stream_a_type() {
                 super::$test(Mode::STATE_OF_THE_WORLD.a_stream_a_type()).await;
             }
@@ -85,7 +83,6 @@ macro_rules! aggregated_and_a_stream_a_type {
             }
 
             #[tokio::test]
-            #[ignore = "streams of one type are not served yet"]
             async fn a_stream_a_type() {
                 super::$test(Mode::$mode.a_stream_a_type()).await;
             }

@@ -143,7 +143,7 @@ impl World {
 
     // ---- the API ----
 
-    async fn call(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+    pub async fn call(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.api).await.unwrap();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
