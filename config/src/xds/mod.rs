@@ -4,6 +4,7 @@
 //! - [`route`]: the routes of a gateway ↔ `RouteConfiguration`.
 //! - [`cluster`]: a version ↔ `Cluster` of type EDS.
 //! - [`assignment`]: the endpoints of a version ↔ `ClusterLoadAssignment`.
+//! - [`load`]: what load reports carry beyond the standard.
 //! - `tls`: the transport sockets of listeners and clusters.
 //!
 //! Encoding is total: what exists in the domain has an xDS form that Envoy accepts. Decoding reads
@@ -13,6 +14,7 @@
 pub mod assignment;
 pub mod cluster;
 pub mod listener;
+pub mod load;
 pub mod route;
 mod tls;
 

@@ -34,7 +34,10 @@ use tonic::{
     server::{Grpc, NamedService, StreamingService},
 };
 
-use crate::{fleet::Fleet, limit::Limited, metrics::Metrics, registry::State, timeline::Timeline};
+use crate::{
+    fleet::Fleet, limit::Limited, load_report::LoadReporting, metrics::Metrics, registry::State,
+    timeline::Timeline,
+};
 use stream::{Requests, Stream};
 use wire::{AdsCodec, Frame};
 
@@ -59,6 +62,8 @@ pub struct Ads {
     pub timeline: Arc<Timeline>,
     /// The counters.
     pub metrics: Arc<Metrics>,
+    /// Takes reports of load.
+    pub load_reports: LoadReporting,
     /// Ends every stream.
     pub stop: CancellationToken,
 }
@@ -77,8 +82,11 @@ pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
         .initial_connection_window_size(2 << 20)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)));
-    let serving =
-        server.add_service(ads).serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
+    let load_reports = ads.load_reports.clone().into_service();
+    let serving = server
+        .add_service(ads)
+        .add_service(load_reports)
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
             stop.cancelled().await;
         });
     let bounded = async {

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use axum::{http::header, response::IntoResponse};
 use utoipa::OpenApi;
 
-use super::{endpoints, manifests, objects, watch};
+use super::{endpoints, load, manifests, objects, watch};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -28,6 +28,7 @@ use super::{endpoints, manifests, objects, watch};
         endpoints::hold,
         watch::proxies,
         watch::events,
+        load::load,
         watch::healthz,
         watch::readyz,
         watch::metrics,
@@ -65,6 +66,7 @@ mod tests {
             "/v1/routes/{route}",
             "/v1/proxies",
             "/v1/events",
+            "/v1/load",
             "/v1/openapi.json",
             "/healthz",
             "/readyz",
