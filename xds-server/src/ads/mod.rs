@@ -83,12 +83,12 @@ pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)));
     let load_reports = ads.load_reports.clone().into_service();
-    let serving = server
-        .add_service(ads)
-        .add_service(load_reports)
-        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
+    let serving = server.add_service(ads).add_service(load_reports).serve_with_incoming_shutdown(
+        ReceiverStream::new(incoming),
+        async move {
             stop.cancelled().await;
-        });
+        },
+    );
     let bounded = async {
         tokio::select! {
             served = serving => served.map_err(io::Error::other),

@@ -7,12 +7,7 @@ use config::{EndpointId, ServiceName, VersionName};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{
-    Api,
-    answer::ApiError,
-    request::Queried,
-    types::ErrorAnswer,
-};
+use super::{Api, answer::ApiError, request::Queried, types::ErrorAnswer};
 use crate::registry::write::Refusal;
 
 /// `GET /v1/load`

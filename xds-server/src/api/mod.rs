@@ -28,9 +28,7 @@ use axum::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    fleet::Fleet, load_report::Loads, metrics::Metrics, registry::Registry, timeline::Timeline,
-};
+use crate::{fleet::Fleet, load_report::Loads, metrics::Metrics, registry::Registry, timeline::Timeline};
 pub(crate) use answer::error_body;
 pub(crate) use manifests::{check_certificates, read as read_manifests};
 pub use server::serve;

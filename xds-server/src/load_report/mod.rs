@@ -124,8 +124,8 @@ impl Drop for OpenStream {
 /// The endpoints of a version, if it is declared.
 fn members(world: &World, cluster: &ClusterName) -> Option<Members> {
     let declared = &world.service(&cluster.service)?.value;
-    declared.versions.contains_key(&cluster.version).then(|| Members {
-        declared: Arc::clone(declared),
-        registered: world.registered_with(cluster),
-    })
+    declared
+        .versions
+        .contains_key(&cluster.version)
+        .then(|| Members { declared: Arc::clone(declared), registered: world.registered_with(cluster) })
 }

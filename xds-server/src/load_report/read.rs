@@ -115,8 +115,10 @@ impl Reader {
         ];
         let mut metrics = self.metrics(stats.load_metric_stats);
         for (name, metric) in unnamed {
-            let Some(UnnamedEndpointLoadMetricStats { num_requests_finished_with_metric, total_metric_value }) =
-                metric
+            let Some(UnnamedEndpointLoadMetricStats {
+                num_requests_finished_with_metric,
+                total_metric_value,
+            }) = metric
             else {
                 continue;
             };

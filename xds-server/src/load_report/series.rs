@@ -20,8 +20,10 @@ impl Collector for Loads {
             .lines(Instant::now())
             .into_iter()
             .map(|line| {
-                let labels =
-                    [("service", line.cluster.service.to_string()), ("version", line.cluster.version.to_string())];
+                let labels = [
+                    ("service", line.cluster.service.to_string()),
+                    ("version", line.cluster.version.to_string()),
+                ];
                 (labels, line.counts, line.in_progress)
             })
             .collect();
@@ -46,9 +48,9 @@ impl Collector for Loads {
             let in_progress = ConstGauge::new(i64::try_from(*in_progress).unwrap_or(i64::MAX));
             in_progress.encode(family.encode_family(labels)?)?;
         }
-        let mut family =
-            encoder.encode_descriptor("load_streams", "Open streams of load reports", None, MetricType::Gauge)?;
-        ConstGauge::new(i64::try_from(streams).unwrap_or(i64::MAX)).encode(family.encode_family(&NONE)?)?;
+        let help = "Open streams of load reports";
+        let single = encoder.encode_descriptor("load_streams", help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::try_from(streams).unwrap_or(i64::MAX)).encode(single)?;
         let counters = &self.counters;
         for (name, help, value) in [
             ("load_reports", "Load reports taken, repeated ones included", counters.reports.get()),
@@ -78,11 +80,13 @@ impl Collector for Loads {
                 elsewhere.removed.issued,
             ),
         ] {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            ConstCounter::new(value).encode(family.encode_family(&NONE)?)?;
+            ConstCounter::new(value).encode(encoder.encode_descriptor(
+                name,
+                help,
+                None,
+                MetricType::Counter,
+            )?)?;
         }
         Ok(())
     }
 }
-
-const NONE: [(&str, &str); 0] = [];

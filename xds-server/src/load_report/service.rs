@@ -104,7 +104,8 @@ impl Reporting {
         // "Node identifier": only the first request has to have it.
         let node = first.node.clone().unwrap_or_default();
         let mark = Mark::decode(&node);
-        let id: String = if node.id.is_empty() { "(no node id)" } else { &node.id }.chars().take(MAX_NODE).collect();
+        let id: String =
+            if node.id.is_empty() { "(no node id)" } else { &node.id }.chars().take(MAX_NODE).collect();
         let boot = mark.map(|mark| mark.boot);
         let open = self
             .service
@@ -221,6 +222,8 @@ impl Names {
     fn now(&mut self) -> Vec<String> {
         let state = self.state.borrow_and_update();
         let services = state.world.services();
-        services.flat_map(|entry| entry.value.clusters().map(|(name, _)| name.to_string()).collect::<Vec<_>>()).collect()
+        services
+            .flat_map(|entry| entry.value.clusters().map(|(name, _)| name.to_string()).collect::<Vec<_>>())
+            .collect()
     }
 }

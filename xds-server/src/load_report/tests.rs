@@ -85,8 +85,13 @@ fn requests(cluster: &str, zone: &str, port: u16, issued: u64, in_progress: u64)
     let errors = issued / 10;
     let counts = Counts { issued, successful: issued - errors, errors, dropped: 0 };
     let endpoint = OfEndpoint { address: at(port), counts, in_progress, metrics: Vec::new() };
-    let locality =
-        OfLocality { name: zone.to_owned(), counts, in_progress, metrics: Vec::new(), endpoints: vec![endpoint] };
+    let locality = OfLocality {
+        name: zone.to_owned(),
+        counts,
+        in_progress,
+        metrics: Vec::new(),
+        endpoints: vec![endpoint],
+    };
     OfCluster {
         cluster: cluster.parse().ok(),
         interval: Some(Duration::from_secs(1)),
@@ -183,9 +188,9 @@ fn the_sum_is_what_was_issued_in_any_order_of_reports_losses_and_changes() {
             }
             let report = client.pending.as_ref().unwrap();
             let told = report.clusters.iter().filter(|of| {
-                of.cluster.as_ref().is_some_and(|name| {
-                    world.0.contains_key(name) || accounts.versions.contains_key(name)
-                })
+                of.cluster
+                    .as_ref()
+                    .is_some_and(|name| world.0.contains_key(name) || accounts.versions.contains_key(name))
             });
             let in_progress = told.map(OfCluster::in_progress).sum();
             match rng.u8(0..10) {
@@ -288,7 +293,7 @@ fn what_a_report_does_not_mention_is_not_in_progress_unless_more_of_it_is_to_com
     let in_progress = |accounts: &Accounts| -> Vec<u64> {
         accounts.lines(now).iter().map(|line| line.in_progress).collect()
     };
-    let mut part = |accounts: &mut Accounts, sequence, more, cluster: &str, count| {
+    let part = |accounts: &mut Accounts, sequence, more, cluster: &str, count| {
         let mut report = report(vec![requests(cluster, "", 1, 1, count)]);
         report.mark = Some(Mark { boot: "b".to_owned(), sequence, more });
         world.take(accounts, stream, &report, now)
