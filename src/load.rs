@@ -136,7 +136,9 @@ fn elsewhere(answer: &Answer) -> String {
     let removed = (answer.removed.requests, "versions that were removed");
     let unknown = (answer.unknown.requests, "clusters that are not declared here");
     let lines = [removed, unknown].into_iter().filter(|(requests, _)| *requests > 0);
-    lines.map(|(requests, of)| format!("and {requests} requests of {of}\n")).collect()
+    let lines: Vec<String> =
+        lines.map(|(requests, of)| format!("and {requests} requests of {of}\n")).collect();
+    lines.concat()
 }
 
 fn section(table: &Table) -> String {

@@ -1,5 +1,5 @@
-//! What load reports carry beyond the standard (envoy/service/load_stats/v3/lrs.proto), for a sum that
-//! stays exact over lost connections: reports are numbered, and each is acknowledged.
+//! What load reports carry beyond the standard (`envoy/service/load_stats/v3/lrs.proto`), for a sum
+//! that stays exact over lost connections: reports are numbered, and each is acknowledged.
 //!
 //! LRS has no acknowledgement, so a client whose stream breaks cannot know whether its last report
 //! arrived. A client of ours therefore puts a [`Mark`] into the metadata of its node, in every request,

@@ -204,7 +204,9 @@ mod tests {
 
     fn sum(rows: &[Row]) -> Counts {
         let mut sum = Counts::default();
-        rows.iter().for_each(|row| sum.add(row.counts));
+        for row in rows {
+            sum.add(row.counts);
+        }
         sum
     }
 
@@ -255,7 +257,9 @@ mod tests {
                 }
             }
             let over = running.len() as u64;
-            running.drain(..).for_each(|load| end(&load, false));
+            for load in running.drain(..) {
+                end(&load, false);
+            }
             truth.successful += over;
             follow(&mut ledger, &live);
             given.add(sum(&ledger.take(|_| true)));

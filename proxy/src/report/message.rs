@@ -1,4 +1,4 @@
-//! Rows as requests of the protocol (envoy/config/endpoint/v3/load_report.proto).
+//! Rows as requests of the protocol (`envoy/config/endpoint/v3/load_report.proto`).
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -39,7 +39,9 @@ fn part(rows: &[Row], interval: Duration, by_endpoint: bool) -> Vec<ClusterStats
 
 fn locality(zone: &str, rows: &[&Row], by_endpoint: bool) -> UpstreamLocalityStats {
     let mut sum = Counts::default();
-    rows.iter().for_each(|row| sum.add(row.counts));
+    for row in rows {
+        sum.add(row.counts);
+    }
     let endpoints = rows.iter().filter(|_| by_endpoint).filter_map(|row| {
         Some(UpstreamEndpointStats {
             address: Some(address(row.address?)),

@@ -1,4 +1,4 @@
-//! A `LoadStatsRequest` as what it says, in bounds (envoy/config/endpoint/v3/load_report.proto). What
+//! A `LoadStatsRequest` as what it says, in bounds (`envoy/config/endpoint/v3/load_report.proto`). What
 //! makes no sense is left out and counted; the rest is taken.
 
 use std::{net::SocketAddr, time::Duration};
@@ -66,7 +66,9 @@ impl OfCluster {
     /// The sum over its localities, and what was dropped.
     pub(super) fn counts(&self) -> Counts {
         let mut counts = Counts { dropped: self.dropped, ..Counts::default() };
-        self.localities.iter().for_each(|locality| counts.add(locality.counts));
+        for locality in &self.localities {
+            counts.add(locality.counts);
+        }
         counts
     }
 

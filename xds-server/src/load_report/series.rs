@@ -10,23 +10,13 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-use super::{Loads, count::Counts};
+use super::{Loads, count::Counts, view::Line};
 
 impl Collector for Loads {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let accounts = self.lock();
         let (streams, elsewhere) = (accounts.streams.len(), accounts.elsewhere);
-        let lines: Vec<([(&str, String); 2], Counts, u64)> = accounts
-            .lines(Instant::now())
-            .into_iter()
-            .map(|line| {
-                let labels = [
-                    ("service", line.cluster.service.to_string()),
-                    ("version", line.cluster.version.to_string()),
-                ];
-                (labels, line.counts, line.in_progress)
-            })
-            .collect();
+        let lines = accounts.lines(Instant::now());
         drop(accounts);
 
         type Of = fn(&Counts) -> u64;
@@ -37,16 +27,16 @@ impl Collector for Loads {
             ("load_requests_dropped", "Requests that proxies did not send on purpose", |c| c.dropped),
         ] {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for (labels, counts, _) in &lines {
-                ConstCounter::new(of(counts)).encode(family.encode_family(labels)?)?;
+            for line in &lines {
+                ConstCounter::new(of(&line.counts)).encode(family.encode_family(&labels(line))?)?;
             }
         }
         let help = "Requests in progress, as of the last reports";
         let mut family =
             encoder.encode_descriptor("load_requests_in_progress", help, None, MetricType::Gauge)?;
-        for (labels, _, in_progress) in &lines {
-            let in_progress = ConstGauge::new(i64::try_from(*in_progress).unwrap_or(i64::MAX));
-            in_progress.encode(family.encode_family(labels)?)?;
+        for line in &lines {
+            let in_progress = ConstGauge::new(i64::try_from(line.in_progress).unwrap_or(i64::MAX));
+            in_progress.encode(family.encode_family(&labels(line))?)?;
         }
         let help = "Open streams of load reports";
         let single = encoder.encode_descriptor("load_streams", help, None, MetricType::Gauge)?;
@@ -89,4 +79,8 @@ impl Collector for Loads {
         }
         Ok(())
     }
+}
+
+fn labels(line: &Line) -> [(&'static str, String); 2] {
+    [("service", line.cluster.service.to_string()), ("version", line.cluster.version.to_string())]
 }

@@ -1,4 +1,4 @@
-//! `StreamLoadStats`: gRPC around the accounts (envoy/service/load_stats/v3/lrs.proto).
+//! `StreamLoadStats`: gRPC around the accounts (`envoy/service/load_stats/v3/lrs.proto`).
 //!
 //! The client begins with its node; the server says of what it wants reports, and how often; from then
 //! on the client reports. There is no more to the protocol, but for clients that number their reports
@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::service::load_stats::v3::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::{Stream as Responses, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
@@ -192,24 +192,31 @@ impl Reporting {
 struct Names {
     state: watch::Receiver<Arc<State>>,
     told: Vec<String>,
+    /// When to look whether there are others, after a change.
+    look: Option<Instant>,
 }
 
 impl Names {
     fn new(state: watch::Receiver<Arc<State>>) -> Self {
-        Self { state, told: Vec::new() }
+        Self { state, told: Vec::new(), look: None }
     }
 
     /// Waits until there are others than those told. Most changes are of endpoints, so that they are
-    /// looked at once in a while only.
+    /// looked at once in a while only. May be dropped and called again.
     async fn changed(&mut self) {
         loop {
-            if self.state.changed().await.is_err() {
-                // The registry has ended, and so does the server.
-                std::future::pending::<()>().await;
-            }
-            sleep(NAMES_EVERY).await;
-            if self.now() != self.told {
-                return;
+            if let Some(at) = self.look {
+                sleep_until(at).await;
+                self.look = None;
+                if self.now() != self.told {
+                    return;
+                }
+            } else {
+                if self.state.changed().await.is_err() {
+                    // The registry has ended, and so does the server.
+                    std::future::pending::<()>().await;
+                }
+                self.look = Some(Instant::now() + NAMES_EVERY);
             }
         }
     }
@@ -220,10 +227,9 @@ impl Names {
     }
 
     fn now(&mut self) -> Vec<String> {
-        let state = self.state.borrow_and_update();
+        let state = Arc::clone(&self.state.borrow_and_update());
         let services = state.world.services();
-        services
-            .flat_map(|entry| entry.value.clusters().map(|(name, _)| name.to_string()).collect::<Vec<_>>())
-            .collect()
+        let clusters = services.flat_map(|entry| entry.value.clusters());
+        clusters.map(|(name, _)| name.to_string()).collect()
     }
 }

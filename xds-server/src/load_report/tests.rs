@@ -23,7 +23,9 @@ struct World(HashMap<ClusterName, Members>);
 impl World {
     fn with(clusters: &[&str]) -> Self {
         let mut world = Self::default();
-        clusters.iter().for_each(|cluster| world.declare(cluster));
+        for cluster in &clusters {
+            world.declare(cluster);
+        }
         world
     }
 
@@ -108,7 +110,9 @@ fn report(clusters: Vec<OfCluster>) -> Report {
 fn sum(accounts: &Accounts) -> Counts {
     let mut sum = accounts.elsewhere.unknown;
     sum.add(accounts.elsewhere.removed);
-    accounts.versions.values().for_each(|version| sum.add(version.counts));
+    for version in accounts.versions.values() {
+        sum.add(version.counts);
+    }
     sum
 }
 
@@ -132,7 +136,9 @@ impl Client {
     fn connect(&mut self, accounts: &mut Accounts, now: Instant) {
         if self.boot.is_none() {
             // Nobody can tell that an older stream of it is dead.
-            self.streams.drain(..).for_each(|stream| accounts.close(stream, now));
+            for stream in self.streams.drain(..) {
+                accounts.close(stream, now);
+            }
         }
         self.streams.push(accounts.open(self.node, self.boot.clone(), now).unwrap());
         self.in_progress = 0;
@@ -149,7 +155,9 @@ impl Client {
         let mark = |boot| Mark { boot, sequence: self.sequence, more: false };
         report.mark = self.boot.clone().map(mark);
         let mut counts = Counts::default();
-        report.clusters.iter().for_each(|cluster| counts.add(cluster.counts()));
+        for cluster in &report.clusters {
+            counts.add(cluster.counts());
+        }
         self.pending = Some(report);
         counts
     }
@@ -217,7 +225,9 @@ fn the_sum_is_what_was_issued_in_any_order_of_reports_losses_and_changes() {
                     let repeated = world.take(&mut accounts, newest, report, now);
                     if client.boot.is_none() {
                         assert!(!repeated);
-                        report.clusters.iter().for_each(|cluster| truth.add(cluster.counts()));
+                        for cluster in &report.clusters {
+                            truth.add(cluster.counts());
+                        }
                     }
                     client.in_progress = in_progress;
                     client.pending = None;
@@ -243,12 +253,16 @@ fn the_sum_is_what_was_issued_in_any_order_of_reports_losses_and_changes() {
                     world.take(&mut accounts, *client.streams.last().unwrap(), &report, now);
                 }
             }
-            client.streams.drain(..).for_each(|stream| accounts.close(stream, now));
+            for stream in client.streams.drain(..) {
+                accounts.close(stream, now);
+            }
         }
         assert_eq!(sum(&accounts), truth, "seed {seed}");
         for (name, version) in &accounts.versions {
             let mut localities = Counts { dropped: version.counts.dropped, ..Counts::default() };
-            version.localities.values().for_each(|locality| localities.add(locality.counts));
+            for locality in version.localities.values() {
+                localities.add(locality.counts);
+            }
             assert_eq!(localities, version.counts, "seed {seed}: {name}");
             for (address, row) in &version.endpoints {
                 assert_eq!(version.id(*address), Some(&row.id), "seed {seed}: {name}");

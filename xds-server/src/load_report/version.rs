@@ -1,6 +1,6 @@
 //! The totals of one version: by locality, by endpoint, by reason for what was dropped.
 //!
-//! A locality's sums include those of its endpoints (load_report.proto: "aggregated over all the
+//! A locality's sums include those of its endpoints (`load_report.proto`: "aggregated over all the
 //! upstream endpoints in the locality"), so an endpoint that is not registered, or no longer, needs no
 //! row: what it did is in its locality.
 
