@@ -2,7 +2,8 @@
 //!
 //! # Rooms
 //! - [`serve`]: `serve`, `xds-server` and `proxy`: the only room that knows the two crates.
-//! - One file a subcommand over the API: [`apply`], [`get`], [`delete`], [`shift`], [`proxies`], [`events`].
+//! - One file a subcommand over the API: [`apply`], [`get`], [`delete`], [`shift`], [`proxies`], [`load`],
+//!   [`events`].
 //! - [`register`] and [`echo`]: run an instance; [`hold`] keeps its registration for both.
 //! - [`demo`]: the whole product in ten seconds, as child processes of this executable.
 //! - [`client`]: HTTP to the API; [`manifests`]: reading files; [`flags`], [`output`], [`table`],
@@ -22,6 +23,7 @@ mod exit;
 mod flags;
 mod get;
 mod hold;
+mod load;
 mod manifests;
 mod output;
 mod process;
@@ -73,6 +75,7 @@ enum Command {
     Shift(shift::Shift),
     Register(register::Register),
     Proxies(proxies::Proxies),
+    Load(load::Load),
     Events(events::Events),
     Echo(echo::Echo),
     Demo(demo::Demo),
@@ -102,6 +105,7 @@ fn run(command: Command) -> anyhow::Result<u8> {
                 Command::Delete(command) => command.run().await?,
                 Command::Shift(command) => command.run().await?,
                 Command::Proxies(command) => command.run().await?,
+                Command::Load(command) => command.run().await?,
                 Command::Events(command) => command.run().await?,
                 Command::Echo(command) => command.run().await?,
                 Command::Register(command) => return command.run().await,

@@ -20,6 +20,8 @@ pub struct ServerSettings {
     pub data_dir: PathBuf,
     /// How long a registration by connection may take to come back after a restart of the server.
     pub hold_grace: Duration,
+    /// How often proxies are asked to report their load.
+    pub load_interval: Duration,
 }
 
 impl ServerSettings {
@@ -30,6 +32,7 @@ impl ServerSettings {
             xds_addr: DEFAULT_XDS_ADDR.parse().expect("a constant address"),
             data_dir: data_dir.into(),
             hold_grace: Duration::from_secs(10),
+            load_interval: Duration::from_secs(1),
         }
     }
 }

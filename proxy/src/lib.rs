@@ -10,6 +10,7 @@
 //! - `edge`: listeners, two engines, and `policy`, which decides for them. `worker`: the threads they
 //!   run on. `tls`: certificates and authorities, followed like their files.
 //! - [`hot`]: the pure part of the request path, for benchmarks.
+//! - `report`: what was sent where, to the server, as long as it wants to know.
 //! - `admin`, `metrics`, `access_log`: looking in. `shared`: what the runtimes share.
 //!
 //! # Runtimes
@@ -33,6 +34,7 @@ pub mod hot;
 mod load;
 mod metrics;
 mod names;
+mod report;
 mod route;
 mod shared;
 mod table;
@@ -158,6 +160,11 @@ impl Proxy {
         let _retrying = AbortOnDrop(tokio::spawn(retry_tls(Arc::clone(&self.shared))).abort_handle());
         let _watcher = self.shared.live.tls.watch();
 
+        let (finish, finishing) = tokio::sync::oneshot::channel::<()>();
+        let reporter = report::Reporter::new(&self.settings, Arc::clone(&self.shared));
+        let reporting = tokio::spawn(reporter.run(finishing));
+        let _reporting = AbortOnDrop(reporting.abort_handle());
+
         let client = Client::new(self.settings, Arc::clone(&self.shared), listeners, saver);
         // Stops the listeners when it returns.
         client.run(shutdown).await;
@@ -166,6 +173,9 @@ impl Proxy {
             let open = self.shared.connections.open();
             tracing::warn!("{open} connections were still open after {drain_timeout:?}");
         }
+        // Every request is counted out by now.
+        drop(finish);
+        let _ = timeout(report::LAST_REPORT, reporting).await;
         if let Some(log) = &self.shared.access_log {
             log.close(LAST_LINES).await;
         }

@@ -17,6 +17,7 @@ use crate::{
     access_log::AccessLog,
     load::{Aborted, Series, VersionLoad, now_micros},
     metrics::{ConnectionStats, XdsStats},
+    report::Reports,
     table::Live,
     xds::cache::{ByType, HeldMap},
 };
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) requests: Requests,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) xds: Arc<XdsStats>,
+    pub(crate) reports: Reports,
     /// Requests without a route, by gateway.
     unrouted: VersionLoad,
     pub(crate) listeners: ArcSwap<Vec<ListenerView>>,
@@ -47,6 +49,7 @@ impl Shared {
             requests: Requests::new(MAX_REQUESTS),
             access_log,
             xds: Arc::default(),
+            reports: Reports::default(),
             unrouted: VersionLoad::new(""),
             listeners: ArcSwap::default(),
             configuration: ArcSwap::default(),
@@ -73,6 +76,7 @@ impl Shared {
                 endpoint.load.concurrency.integral(now);
             }
         }
+        self.reports.follow(&self.live);
         for (_, load) in self.live.records.leaving() {
             load.concurrency.integral(now);
         }

@@ -38,12 +38,20 @@ pub(super) struct Server {
     /// Where xDS listens; it has no authentication
     #[arg(long, default_value = DEFAULT_XDS_ADDR, value_name = "ADDRESS")]
     xds_addr: SocketAddr,
+    /// How often proxies are asked to report their load, 10ms to 1h
+    #[arg(long, value_parser = duration, default_value = "1s", value_name = "TIME")]
+    load_interval: Duration,
 }
 
 impl Server {
     pub(super) fn settings(&self, data: &Data) -> ServerSettings {
         let defaults = ServerSettings::new(&data.data_dir);
-        ServerSettings { api_addr: self.api_addr, xds_addr: self.xds_addr, ..defaults }
+        ServerSettings {
+            api_addr: self.api_addr,
+            xds_addr: self.xds_addr,
+            load_interval: self.load_interval,
+            ..defaults
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`subscription`]: pure; what one client is owed. All rules of the protocol.
 //! - [`ads`]: the gRPC streams around it.
 //! - [`fleet`]: the connected clients and how far each has come. [`timeline`]: what happened.
+//! - [`load_report`]: what proxies report of their load, summed up.
 //! - [`certificates`]: whether the files that gateways and services name can be used.
 //! - [`api`]: the HTTP API. [`metrics`]: what is counted. [`limit`]: connections in bounds.
 //!
@@ -27,6 +28,7 @@ pub mod fleet;
 pub mod kind;
 pub mod lease;
 pub mod limit;
+pub mod load_report;
 pub mod metrics;
 pub mod registry;
 pub mod resource;

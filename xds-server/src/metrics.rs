@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::{
+    collector::Collector,
     encoding::{EncodeLabelSet, EncodeLabelValue, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
@@ -139,6 +140,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Adds series that are made when they are read.
+    pub fn register(&self, collector: Box<dyn Collector>) {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner).register_collector(collector);
+    }
+
     /// Every series, as Prometheus reads them.
     pub fn render(&self) -> String {
         let mut out = String::new();

@@ -14,6 +14,7 @@ use crate::{
     },
     certificates,
     fleet::Fleet,
+    load_report::{LoadReporting, Loads},
     metrics::Metrics,
     registry::{
         Registry,
@@ -76,14 +77,17 @@ impl Server {
         // Nothing waits for it: what is wrong stays in use.
         tokio::task::spawn_blocking(move || certificates::warn(&state.world, SystemTime::now()));
         let stop = CancellationToken::new();
+        let loads = Arc::new(Loads::new(registry.follow()));
+        metrics.register(Box::new(Arc::clone(&loads)));
         let ads = Ads {
+            load_reports: LoadReporting::new(Arc::clone(&loads), settings.load_interval, stop.clone()),
             state: registry.follow(),
             fleet: Arc::clone(&fleet),
             timeline: Arc::clone(&timeline),
             metrics: Arc::clone(&metrics),
             stop: stop.clone(),
         };
-        let api = Api { registry, fleet, timeline, metrics, stop };
+        let api = Api { registry, fleet, timeline, metrics, loads, stop };
         Ok(Self { api, ads, api_listener, xds_listener, api_addr, xds_addr })
     }
 

@@ -7,6 +7,7 @@
 //! - [`assignment`]: the endpoints of a version ↔ `ClusterLoadAssignment`.
 //! - `client`: which client means which of these forms.
 //! - [`leds`]: one endpoint ↔ `LbEndpoint`, and the collections that endpoints are in.
+//! - [`load`]: what load reports carry beyond the standard.
 //! - `tls`: the transport sockets of listeners and clusters.
 //!
 //! Encoding is total: what exists in the domain has an xDS form that Envoy accepts. Decoding reads
@@ -19,6 +20,7 @@ mod client;
 pub mod cluster;
 pub mod leds;
 pub mod listener;
+pub mod load;
 pub mod route;
 mod tls;
 

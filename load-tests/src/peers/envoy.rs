@@ -84,6 +84,10 @@ fn bootstrap(node: &str, xds: SocketAddr, variant: Variant) -> Value {
     json!({
         "node": {"id": node, "cluster": "test"},
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
+        "cluster_manager": {"load_stats_config": {
+            "api_type": "GRPC", "transport_api_version": "V3",
+            "grpc_services": [{"envoy_grpc": {"cluster_name": "xds"}}]
+        }},
         "dynamic_resources": {
             "ads_config": {
                 "api_type": api_type, "transport_api_version": "V3",

@@ -240,9 +240,17 @@ impl Journey {
         }
     }
 
+    /// The endpoint that has it failed it.
+    fn count_failed(&self) {
+        if let Some(endpoint) = self.endpoint {
+            self.cluster.endpoint(endpoint).load.errors.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// The endpoint could not be connected to, so nothing was sent: picks another one of the same
     /// version. `false` when none is left, or [`CONNECT_RETRIES`] others were tried.
     pub(crate) fn connect_failed(&mut self, gateway: &Arc<str>, rng: &mut fastrand::Rng) -> bool {
+        self.count_failed();
         self.note_tried();
         self.retry(gateway, rng)
     }
@@ -252,6 +260,7 @@ impl Journey {
     /// attempts is reached, which is one repetition after fresh connections: what kills an endpoint
     /// must not be handed to all of them.
     pub(crate) fn connection_died(&mut self, how: Died, gateway: &Arc<str>, rng: &mut fastrand::Rng) -> bool {
+        self.count_failed();
         if how == Died::Fresh && std::mem::replace(&mut self.repeated, true) {
             self.leave_endpoint(now_micros());
             return false;
@@ -328,6 +337,10 @@ impl Journey {
     pub(crate) fn finish(mut self, gateway: &Arc<str>, status: u16, aborted: Option<Aborted>, now: u64) {
         let micros = now.saturating_sub(self.since);
         self.count(gateway, |series| series.finished(status, micros, aborted));
+        // A client that leaves is no fault of the endpoint.
+        if status >= 500 || matches!(aborted, Some(Aborted::Upstream | Aborted::Timeout)) {
+            self.count_failed();
+        }
         self.count_out(now);
     }
 
@@ -348,6 +361,7 @@ impl Drop for Journey {
             let micros = now.saturating_sub(self.since);
             let cut = |series: &Series| series.finished(0, micros, Some(Aborted::Timeout));
             self.cluster.load.count(&self.gateway, cut);
+            self.count_failed();
             self.count_out(now);
         }
     }

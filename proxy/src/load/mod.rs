@@ -16,7 +16,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -48,6 +48,9 @@ pub(crate) struct EndpointLoad {
     pub(crate) concurrency: Concurrency,
     /// Requests that were given to it, retries included. In the cache line that `concurrency` brings.
     pub(crate) requests: AtomicU64,
+    /// Of those, the ones it failed: 5xx, no connection, no whole answer. Counted before each is counted
+    /// out, and never for one that succeeds. Wraps around; who adds it up reads it more often.
+    pub(crate) errors: AtomicU32,
     /// Whether it left the table: connections to it are not kept.
     pub(crate) gone: AtomicBool,
 }
@@ -61,6 +64,7 @@ impl EndpointLoad {
             address,
             concurrency: Concurrency::default(),
             requests: AtomicU64::new(0),
+            errors: AtomicU32::new(0),
             gone: AtomicBool::new(false),
         }
     }
@@ -248,6 +252,8 @@ struct Known {
     versions: HashMap<Arc<str>, Arc<VersionLoad>>,
     /// Endpoints that left the table with requests in flight, by cluster.
     leaving: Vec<(Arc<str>, Arc<EndpointLoad>)>,
+    /// Endpoints that left since this was last taken, by cluster.
+    departed: Vec<(Arc<str>, Arc<EndpointLoad>)>,
 }
 
 impl Records {
@@ -265,7 +271,17 @@ impl Records {
     /// Endpoints of `cluster` that just left the table.
     pub(crate) fn left(&self, cluster: &Arc<str>, endpoints: impl IntoIterator<Item = Arc<EndpointLoad>>) {
         let leaving = endpoints.into_iter().map(|load| (Arc::clone(cluster), load));
-        self.known().leaving.extend(leaving);
+        let mut known = self.known();
+        let before = known.leaving.len();
+        known.leaving.extend(leaving);
+        let Known { leaving, departed, .. } = &mut *known;
+        departed.extend_from_slice(&leaving[before..]);
+    }
+
+    /// Endpoints that left since the last call, by cluster. Called once a second or more often, or they
+    /// pile up.
+    pub(crate) fn departed(&self) -> Vec<(Arc<str>, Arc<EndpointLoad>)> {
+        std::mem::take(&mut self.known().departed)
     }
 
     /// Every version's record, by cluster.

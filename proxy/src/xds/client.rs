@@ -190,6 +190,7 @@ impl Client {
     fn disconnected(&mut self) -> Option<StreamState> {
         self.server = None;
         self.shared.xds.connected.store(false, Ordering::Relaxed);
+        self.shared.reports.server.send_replace(None);
         self.cache.on_disconnected();
         self.show();
         self.stream.take()
@@ -209,7 +210,7 @@ impl Client {
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect());
         let channel = self.waiting_for(connecting).await.map_err(|_| StreamError::ConnectTimeout)??;
         let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE);
+            AggregatedDiscoveryServiceClient::new(channel.clone()).max_decoding_message_size(MAX_RESPONSE);
 
         let (outbox, requests) = mpsc::channel(OUTBOX.0);
         let mut first = self.cache.on_connected();
@@ -230,6 +231,7 @@ impl Client {
         self.server = Some(server.to_owned());
         self.shared.xds.connected.store(true, Ordering::Relaxed);
         self.shared.xds.streams.fetch_add(1, Ordering::Relaxed);
+        self.shared.reports.server.send_replace(Some(channel));
         self.show();
         tracing::info!("xDS server {server}: connected");
         loop {

@@ -38,8 +38,10 @@ use tonic::{
     server::{Grpc, NamedService, StreamingService},
 };
 
-use crate::{fleet::Fleet, limit::Limited, metrics::Metrics, registry::State, timeline::Timeline};
-use crate::{kind::Kind, subscription::Variant};
+use crate::{
+    fleet::Fleet, kind::Kind, limit::Limited, load_report::LoadReporting, metrics::Metrics, registry::State,
+    subscription::Variant, timeline::Timeline,
+};
 use services::SERVICES;
 use stream::{Requests, Stream};
 use wire::{AdsCodec, Frame};
@@ -65,6 +67,8 @@ pub struct Ads {
     pub timeline: Arc<Timeline>,
     /// The counters.
     pub metrics: Arc<Metrics>,
+    /// Takes reports of load.
+    pub load_reports: LoadReporting,
     /// Ends every stream.
     pub stop: CancellationToken,
 }
@@ -85,6 +89,7 @@ pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
         .http2_keepalive_timeout(Some(Duration::from_secs(5)));
     let services = server
         .add_service(csds::service(Arc::clone(&ads.fleet)))
+        .add_service(ads.load_reports.clone().into_service())
         .add_service(Served::<0>(ads.clone()))
         .add_service(Served::<1>(ads.clone()))
         .add_service(Served::<2>(ads.clone()))

@@ -4,11 +4,13 @@
 //! - `request`: what a request may say: bodies in bounds, queries, preconditions, who asks.
 //! - `answer`: refusals as answers.
 //! - `manifests`, `objects`, `endpoints`, `resources`, `watch`: the handlers.
+//! - [`load`]: what proxies report of their load.
 //! - `openapi`: the document.
 //! - `server`: connections, in bounds.
 
 mod answer;
 mod endpoints;
+pub mod load;
 mod manifests;
 mod objects;
 mod openapi;
@@ -28,7 +30,7 @@ use axum::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{fleet::Fleet, metrics::Metrics, registry::Registry, timeline::Timeline};
+use crate::{fleet::Fleet, load_report::Loads, metrics::Metrics, registry::Registry, timeline::Timeline};
 pub(crate) use answer::error_body;
 pub(crate) use manifests::{check_certificates, read as read_manifests};
 pub use server::serve;
@@ -44,6 +46,8 @@ pub struct Api {
     pub timeline: Arc<Timeline>,
     /// The counters.
     pub metrics: Arc<Metrics>,
+    /// What proxies report of their load.
+    pub loads: Arc<Loads>,
     /// Ends what would go on for ever.
     pub stop: CancellationToken,
 }
@@ -67,6 +71,7 @@ fn router(api: Api) -> Router {
         .route("/v1/proxies/{node}/resources", get(resources::of_proxy))
         .route("/v1/xds/resources", get(resources::list).post(resources::write))
         .route("/v1/events", get(watch::events))
+        .route("/v1/load", get(load::load))
         .route("/v1/openapi.json", get(openapi::document))
         .route("/healthz", get(watch::healthz))
         .route("/readyz", get(watch::readyz))

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use axum::{http::header, response::IntoResponse};
 use utoipa::OpenApi;
 
-use super::{endpoints, manifests, objects, resources, watch};
+use super::{endpoints, load, manifests, objects, resources, watch};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -31,6 +31,7 @@ use super::{endpoints, manifests, objects, resources, watch};
         resources::list,
         resources::write,
         watch::events,
+        load::load,
         watch::healthz,
         watch::readyz,
         watch::metrics,
@@ -70,6 +71,7 @@ mod tests {
             "/v1/proxies/{node}/resources",
             "/v1/xds/resources",
             "/v1/events",
+            "/v1/load",
             "/v1/openapi.json",
             "/healthz",
             "/readyz",

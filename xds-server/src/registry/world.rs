@@ -139,6 +139,11 @@ impl World {
         self.endpoints.get(cluster)?.by_id.get(id)
     }
 
+    /// The registered endpoints of a version. Cheap, however many they are.
+    pub fn registered_with(&self, cluster: &ClusterName) -> OrdMap<EndpointId, Arc<Endpoint>> {
+        self.endpoints.get(cluster).map(|members| members.by_id.clone()).unwrap_or_default()
+    }
+
     /// Every registered endpoint.
     pub fn registered(&self) -> impl Iterator<Item = (&ClusterName, &Arc<Endpoint>)> {
         self.endpoints.iter().flat_map(|(cluster, members)| members.by_id.values().map(move |e| (cluster, e)))
