@@ -16,8 +16,9 @@ use config::{
     Health,
     xds::{
         ResourceType,
-        assignment::decode_assignment,
+        assignment::{AssignedEndpoint, decode_assignment},
         cluster::decode_cluster,
+        leds::decode_member,
         listener::decode_listener,
         route::{PathRule, RouteConfig, decode_route_config},
     },
@@ -154,7 +155,7 @@ async fn config_dump(State(shared): State<Arc<Shared>>) -> Json<Value> {
         let resources: Vec<Value> = sorted
             .into_iter()
             .map(|(name, held)| {
-                json!({"name": &**name, "version": &*held.version, "resource": readable(kind, &held.value)})
+                json!({"name": &**name, "version": &*held.version, "resource": readable(kind, name, &held.value)})
             })
             .collect();
         dump.insert(kind.short().to_lowercase(), resources.into());
@@ -175,7 +176,13 @@ async fn config_dump(State(shared): State<Arc<Shared>>) -> Json<Value> {
 }
 
 /// A resource as the proxy understands it.
-fn readable(kind: ResourceType, value: &[u8]) -> Value {
+fn readable(kind: ResourceType, name: &str, value: &[u8]) -> Value {
+    let endpoint = |e: &AssignedEndpoint| {
+        json!({
+            "id": e.id, "address": e.address, "weight": e.weight, "zone": e.zone,
+            "state": state(e.health),
+        })
+    };
     let read = match kind {
         ResourceType::Cluster => decode_cluster(value).map(|c| {
             json!({
@@ -185,18 +192,16 @@ fn readable(kind: ResourceType, value: &[u8]) -> Value {
             })
         }),
         ResourceType::LoadAssignment => decode_assignment(value).map(|a| {
-            let endpoint = |e: &config::xds::assignment::AssignedEndpoint| {
-                json!({
-                    "id": e.id, "address": e.address, "weight": e.weight, "zone": e.zone,
-                    "state": state(e.health),
-                })
-            };
-            json!({"endpoints": a.endpoints.iter().map(endpoint).collect::<Vec<_>>()})
+            json!({
+                "endpoints": a.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+                "collections": a.collections.iter().map(|c| &c.name).collect::<Vec<_>>(),
+            })
         }),
         ResourceType::Listener => {
             decode_listener(value).map(|l| json!({"address": l.address, "route_config": l.route_config}))
         }
         ResourceType::RouteConfiguration => decode_route_config(value).map(|config| routes(&config)),
+        ResourceType::LbEndpoint => decode_member(name, value).map(|e| endpoint(&e)),
     };
     // What is held was read once already, so there is no error to show.
     read.unwrap_or(Value::Null)

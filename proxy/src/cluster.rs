@@ -128,7 +128,7 @@ impl Cluster {
                     zone: interned(&mut zones, &endpoint.zone),
                     health: endpoint.health,
                     load: record.cloned().unwrap_or_else(|| {
-                        Arc::new(EndpointLoad::new(endpoint.id.as_str().into(), endpoint.address))
+                        Arc::new(EndpointLoad::new(Arc::clone(&endpoint.id), endpoint.address))
                     }),
                 }
             })
@@ -202,13 +202,17 @@ pub(crate) mod tests {
 
     pub(crate) fn assignment(name: &str, endpoints: &[(u16, Health)]) -> Assignment {
         let endpoint = |&(port, health): &(u16, Health)| AssignedEndpoint {
-            id: format!("e{port}"),
+            id: format!("e{port}").into(),
             address: ([127, 0, 0, 1], port).into(),
             weight: 1,
-            zone: String::new(),
+            zone: Arc::default(),
             health,
         };
-        Assignment { name: name.into(), endpoints: endpoints.iter().map(endpoint).collect() }
+        Assignment {
+            name: name.into(),
+            endpoints: endpoints.iter().map(endpoint).collect(),
+            collections: vec![],
+        }
     }
 
     fn cluster(endpoints: &[(u16, Health)], before: Option<&Cluster>) -> Cluster {

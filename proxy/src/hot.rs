@@ -150,13 +150,17 @@ fn cluster(name: &str, endpoints: u16) -> (ClusterConfig, Assignment) {
         tls: None,
     };
     let endpoint = |port: u16| AssignedEndpoint {
-        id: format!("e{port}"),
+        id: format!("e{port}").into(),
         address: ([127, 0, 0, 1], port).into(),
         weight: 1,
-        zone: String::new(),
+        zone: Arc::default(),
         health: Health::Ready,
     };
-    let assignment = Assignment { name: name.to_owned(), endpoints: (1..=endpoints).map(endpoint).collect() };
+    let assignment = Assignment {
+        name: name.to_owned(),
+        endpoints: (1..=endpoints).map(endpoint).collect(),
+        collections: Vec::new(),
+    };
     (config, assignment)
 }
 

@@ -18,7 +18,7 @@ use crate::{
     load::{Aborted, Series, VersionLoad, now_micros},
     metrics::{ConnectionStats, XdsStats},
     table::Live,
-    xds::cache::HeldMap,
+    xds::cache::{ByType, HeldMap},
 };
 
 /// Most requests in flight at once. The integral of [`crate::load::Concurrency`] relies on it.
@@ -104,7 +104,7 @@ pub(crate) struct ListenerView {
 #[derive(Debug)]
 pub(crate) struct ConfigurationView {
     /// In the order of `ResourceType::ALL`.
-    pub(crate) held: [HeldMap; 4],
+    pub(crate) held: ByType<HeldMap>,
     pub(crate) waiting: Vec<String>,
     pub(crate) server: Option<String>,
     pub(crate) not_ready: Option<String>,

@@ -1,8 +1,10 @@
-//! The endpoints of a version ↔ `ClusterLoadAssignment` (envoy/config/endpoint/v3/endpoint.proto).
+//! The endpoints of a version ↔ `ClusterLoadAssignment` (envoy/config/endpoint/v3/endpoint.proto). It
+//! has them in itself, or names collections of them ([`super::leds`]), or both.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use envoy_types::pb::{
@@ -10,13 +12,13 @@ use envoy_types::pb::{
         core::v3::{HealthStatus, Locality, Metadata},
         endpoint::v3::{
             ClusterLoadAssignment, Endpoint as XdsEndpoint, LbEndpoint, LocalityLbEndpoints,
-            lb_endpoint::HostIdentifier,
+            lb_endpoint::HostIdentifier, locality_lb_endpoints::LbConfig,
         },
     },
     google::protobuf::{Struct, UInt32Value, Value, value::Kind},
 };
 
-use super::{DecodeError, decode, decode_address, encode_address};
+use super::{ConfigSourceSpecifier, DecodeError, decode, decode_address, encode_address, leds};
 use crate::{
     endpoint::{Endpoint, Health},
     name::{ClusterName, Zone},
@@ -32,19 +34,30 @@ pub struct Assignment {
     pub name: String,
     /// Its endpoints, in the order of the wire; addresses are unique.
     pub endpoints: Vec<AssignedEndpoint>,
+    /// Collections that have the rest of them, at most [`leds::MAX_COLLECTIONS`]; names are unique.
+    pub collections: Vec<AssignedCollection>,
 }
 
-/// One endpoint of a load assignment.
+/// A glob collection of endpoints, which a client subscribes to by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AssignedCollection {
+    /// Its resource name, which ends in `/*`.
+    pub name: Arc<str>,
+    /// The zone of all its endpoints; empty when there is none.
+    pub zone: Arc<str>,
+}
+
+/// One endpoint of a load assignment. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AssignedEndpoint {
     /// The id it registered with; empty from servers that do not say.
-    pub id: String,
+    pub id: Arc<str>,
     /// Where it listens; identifies it within the cluster.
     pub address: SocketAddr,
     /// Share relative to the other endpoints, at least 1.
     pub weight: u32,
     /// The zone of its locality; empty when there is none.
-    pub zone: String,
+    pub zone: Arc<str>,
     /// Whether it takes traffic.
     pub health: Health,
 }
@@ -102,7 +115,8 @@ fn encode_endpoint(endpoint: &Endpoint) -> LbEndpoint {
 /// Reads a load assignment.
 ///
 /// # Errors
-/// When an endpoint has no usable address, or the same one twice.
+/// When an endpoint has no usable address, or the same one twice; when a collection is not a glob
+/// collection over ADS, is named twice, or is one too many.
 pub fn decode_assignment(value: &[u8]) -> Result<Assignment, DecodeError> {
     let assignment: ClusterLoadAssignment = decode(value)?;
     if assignment.cluster_name.is_empty() {
@@ -111,26 +125,59 @@ pub fn decode_assignment(value: &[u8]) -> Result<Assignment, DecodeError> {
     // Only the highest priority is used: failover between priorities needs health the proxy
     // does not probe for.
     let priority = assignment.endpoints.iter().map(|l| l.priority).min().unwrap_or(0);
-    let mut seen = HashSet::new();
-    let mut endpoints = Vec::new();
+    let (mut seen, mut named) = (HashSet::new(), HashSet::new());
+    let (mut endpoints, mut collections) = (Vec::new(), Vec::new());
     for (i, locality) in assignment.endpoints.iter().enumerate().filter(|(_, l)| l.priority == priority) {
-        if locality.lb_config.is_some() {
-            return Err(DecodeError::new(format!("endpoints[{i}].lb_config"), "LEDS is not supported"));
+        let zone: Arc<str> = locality.locality.as_ref().map_or("", |l| l.zone.as_str()).into();
+        if let Some(config) = &locality.lb_config {
+            // `lb_endpoints` is ignored then (endpoint_components.proto, `LocalityLbEndpoints`).
+            let field = format!("endpoints[{i}].lb_config");
+            let name = decode_collection(&field, config)?;
+            if !named.insert(Arc::clone(&name)) {
+                return Err(DecodeError::new(field, format!("`{name}` is named twice")));
+            }
+            collections.push(AssignedCollection { name, zone });
+            continue;
         }
-        let zone = locality.locality.as_ref().map_or("", |l| l.zone.as_str());
         for (j, endpoint) in locality.lb_endpoints.iter().enumerate() {
             let field = format!("endpoints[{i}].lb_endpoints[{j}]");
-            let endpoint = decode_endpoint(&field, endpoint, zone)?;
+            let endpoint = decode_endpoint(&field, endpoint, &zone)?;
             if !seen.insert(endpoint.address) {
                 return Err(DecodeError::new(field, format!("{} is listed twice", endpoint.address)));
             }
             endpoints.push(endpoint);
         }
     }
-    Ok(Assignment { name: assignment.cluster_name, endpoints })
+    if collections.len() > leds::MAX_COLLECTIONS {
+        let most = leds::MAX_COLLECTIONS;
+        return Err(DecodeError::new("endpoints", format!("at most {most} collections are supported")));
+    }
+    Ok(Assignment { name: assignment.cluster_name, endpoints, collections })
 }
 
-fn decode_endpoint(field: &str, endpoint: &LbEndpoint, zone: &str) -> Result<AssignedEndpoint, DecodeError> {
+/// The name of a glob collection that is to be had where the assignment came from.
+fn decode_collection(field: &str, config: &LbConfig) -> Result<Arc<str>, DecodeError> {
+    let LbConfig::LedsClusterLocalityConfig(config) = config else {
+        return Err(DecodeError::new(field, "only leds_cluster_locality_config is supported"));
+    };
+    let field = format!("{field}.leds_cluster_locality_config");
+    let source = config.leds_config.as_ref().and_then(|source| source.config_source_specifier.as_ref());
+    if !matches!(source, None | Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_))) {
+        return Err(DecodeError::new(format!("{field}.leds_config"), "only ADS is supported"));
+    }
+    let name = config.leds_collection_name.as_str();
+    if !leds::is_collection(name) {
+        let field = format!("{field}.leds_collection_name");
+        return Err(DecodeError::new(field, "is not the name of a glob collection of endpoints"));
+    }
+    Ok(name.into())
+}
+
+pub(super) fn decode_endpoint(
+    field: &str,
+    endpoint: &LbEndpoint,
+    zone: &Arc<str>,
+) -> Result<AssignedEndpoint, DecodeError> {
     let Some(HostIdentifier::Endpoint(host)) = &endpoint.host_identifier else {
         return Err(DecodeError::new(field, "only an inline endpoint is supported"));
     };
@@ -146,8 +193,8 @@ fn decode_endpoint(field: &str, endpoint: &LbEndpoint, zone: &str) -> Result<Ass
     };
     let id = endpoint.metadata.as_ref().and_then(|m| m.filter_metadata.get(METADATA)?.fields.get("id"));
     let id = match id {
-        Some(Value { kind: Some(Kind::StringValue(id)) }) => id.clone(),
-        _ => String::new(),
+        Some(Value { kind: Some(Kind::StringValue(id)) }) => id.as_str().into(),
+        _ => Arc::default(),
     };
-    Ok(AssignedEndpoint { id, address, weight, zone: zone.to_owned(), health })
+    Ok(AssignedEndpoint { id, address, weight, zone: Arc::clone(zone), health })
 }

@@ -4,6 +4,7 @@
 //! - [`route`]: the routes of a gateway ↔ `RouteConfiguration`.
 //! - [`cluster`]: a version ↔ `Cluster` of type EDS.
 //! - [`assignment`]: the endpoints of a version ↔ `ClusterLoadAssignment`.
+//! - [`leds`]: one endpoint ↔ `LbEndpoint`, and the collections that endpoints are in.
 //! - `tls`: the transport sockets of listeners and clusters.
 //!
 //! Encoding is total: what exists in the domain has an xDS form that Envoy accepts. Decoding reads
@@ -12,6 +13,7 @@
 
 pub mod assignment;
 pub mod cluster;
+pub mod leds;
 pub mod listener;
 pub mod route;
 mod tls;
@@ -38,13 +40,15 @@ pub enum ResourceType {
     Listener,
     /// RDS: `envoy.config.route.v3.RouteConfiguration`
     RouteConfiguration,
+    /// LEDS: `envoy.config.endpoint.v3.LbEndpoint`
+    LbEndpoint,
 }
 
 impl ResourceType {
-    /// Every type, in make-before-break order (xDS protocol, "Eventual consistency
-    /// considerations": CDS, EDS, LDS, RDS).
-    pub const ALL: [Self; 4] =
-        [Self::Cluster, Self::LoadAssignment, Self::Listener, Self::RouteConfiguration];
+    /// Every type; the first four in make-before-break order (xDS protocol, "Eventual consistency
+    /// considerations": CDS, EDS, LDS, RDS). LEDS belongs to EDS.
+    pub const ALL: [Self; 5] =
+        [Self::Cluster, Self::LoadAssignment, Self::Listener, Self::RouteConfiguration, Self::LbEndpoint];
 
     /// Its `type_url`.
     pub const fn type_url(self) -> &'static str {
@@ -53,6 +57,7 @@ impl ResourceType {
             Self::LoadAssignment => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::RouteConfiguration => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Self::LbEndpoint => "type.googleapis.com/envoy.config.endpoint.v3.LbEndpoint",
         }
     }
 
@@ -66,13 +71,14 @@ impl ResourceType {
         self as usize
     }
 
-    /// Short name for logs, metrics and tables: `CDS`, `EDS`, `LDS`, `RDS`.
+    /// Short name for logs, metrics and tables: `CDS`, `EDS`, `LDS`, `RDS`, `LEDS`.
     pub const fn short(self) -> &'static str {
         match self {
             Self::Cluster => "CDS",
             Self::LoadAssignment => "EDS",
             Self::Listener => "LDS",
             Self::RouteConfiguration => "RDS",
+            Self::LbEndpoint => "LEDS",
         }
     }
 

@@ -44,9 +44,12 @@ fn domain() -> (Service, Gateway, Route) {
 #[test]
 fn type_urls_are_those_of_the_messages() {
     use envoy_types::pb::envoy::config::{
-        cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
+        cluster::v3::Cluster,
+        endpoint::v3::{ClusterLoadAssignment, LbEndpoint},
+        listener::v3::Listener,
         route::v3::RouteConfiguration,
     };
+    assert_eq!(ResourceType::LbEndpoint.type_url(), LbEndpoint::type_url());
     assert_eq!(ResourceType::Cluster.type_url(), Cluster::type_url());
     assert_eq!(ResourceType::LoadAssignment.type_url(), ClusterLoadAssignment::type_url());
     assert_eq!(ResourceType::Listener.type_url(), Listener::type_url());
@@ -122,8 +125,7 @@ fn endpoints_read_back_with_id_weight_zone_and_health() {
     ];
     let encoded = assignment::encode(&name, &endpoints).encode_to_vec();
     let read = assignment::decode_assignment(&encoded).unwrap();
-    let mut seen: Vec<_> =
-        read.endpoints.iter().map(|e| (e.id.as_str(), e.zone.as_str(), e.weight, e.health)).collect();
+    let mut seen: Vec<_> = read.endpoints.iter().map(|e| (&*e.id, &*e.zone, e.weight, e.health)).collect();
     seen.sort_by_key(|e| e.0);
     assert_eq!(
         seen,
@@ -140,7 +142,7 @@ fn ids_that_share_an_address_are_one_endpoint() {
     ];
     let read = assignment::decode_assignment(&assignment::encode(&name, &endpoints).encode_to_vec()).unwrap();
     assert_eq!(read.endpoints.len(), 1);
-    assert_eq!(read.endpoints[0].id, "young");
+    assert_eq!(&*read.endpoints[0].id, "young");
 }
 
 #[test]
@@ -184,7 +186,10 @@ fn no_bytes_make_a_decoder_panic() {
         cluster::encode(&name, Protocol::Grpc, None).encode_to_vec(),
         route::encode(&gateway.name, [&routes], |_| Some(&service.split)).encode_to_vec(),
         assignment::encode(&name, &[endpoint("a", "127.0.0.1:1", Some("z"), Health::Ready)]).encode_to_vec(),
+        leds::encode_assignment(&name, [None, Some(&"z".parse().unwrap())]).encode_to_vec(),
+        leds::encode_member(&endpoint("a", "127.0.0.1:1", None, Health::Draining)).encode_to_vec(),
     ];
+    let member = leds::member_name(&name, None, &"a".parse().unwrap());
     let seed = 3;
     let mut rng = fastrand::Rng::with_seed(seed);
     for _ in 0..20_000 {
@@ -197,5 +202,8 @@ fn no_bytes_make_a_decoder_panic() {
         let _ = cluster::decode_cluster(&bytes);
         let _ = route::decode_route_config(&bytes);
         let _ = assignment::decode_assignment(&bytes);
+        let _ = leds::decode_member(&member, &bytes);
+        let text = String::from_utf8_lossy(&bytes);
+        let _ = (leds::parse_collection(&text), leds::parse_member(&text), leds::collection_of(&text));
     }
 }

@@ -52,6 +52,9 @@ const MAX_WITHHELD: usize = 4_096;
 /// Bound on the clusters that are remembered as not worth waiting for.
 const MAX_GIVEN_UP: usize = 65_536;
 
+/// One `T` a type, in the order of [`ResourceType::ALL`].
+pub(crate) type ByType<T> = [T; ResourceType::ALL.len()];
+
 /// Resources held of one type, by name. Cloning it is cheap, whatever its size.
 pub(crate) type HeldMap =
     imbl::GenericHashMap<Arc<str>, Held, foldhash::fast::RandomState, imbl::shared_ptr::DefaultSharedPtr>;
@@ -78,14 +81,14 @@ pub(crate) struct Update {
     pub(crate) changed: bool,
 }
 
-/// The subscribed state of the four types.
+/// The subscribed state of all types.
 #[derive(Debug, Default)]
 pub(crate) struct Cache {
     /// What was accepted last: what the server need not send again.
-    held: [HeldMap; 4],
+    held: ByType<HeldMap>,
     /// What to start from when no server answers: what is in use, whether or not a server still
     /// knows it; of each listener what was bound last, in this run or the one it was saved by.
-    last_good: [HeldMap; 4],
+    last_good: ByType<HeldMap>,
     clusters: HashMap<Arc<str>, KnownCluster>,
     /// By their own name, which clusters refer to.
     assignments: HashMap<Arc<str>, Arc<Assignment>>,
@@ -98,12 +101,12 @@ pub(crate) struct Cache {
     /// Clusters that CDS removed and a live route may still name.
     retired: BTreeSet<Arc<str>>,
     /// EDS and RDS names the server was told of on this stream.
-    subscribed: [BTreeSet<Arc<str>>; 4],
+    subscribed: ByType<BTreeSet<Arc<str>>>,
     /// Clusters not worth waiting for, as long as they are not warm.
     given_up: BTreeSet<Arc<str>>,
-    withheld: [VecDeque<Withheld>; 4],
+    withheld: ByType<VecDeque<Withheld>>,
     /// Types of which a first response, or a saved state, has arrived.
-    heard: [bool; 4],
+    heard: ByType<bool>,
     connected: bool,
     warming_timeouts: u64,
     // What a single call gathers.
@@ -327,12 +330,12 @@ impl Cache {
     }
 
     /// What is held of each type, in the order of [`ResourceType::ALL`].
-    pub(crate) fn held(&self) -> [HeldMap; 4] {
+    pub(crate) fn held(&self) -> ByType<HeldMap> {
         self.held.clone()
     }
 
     /// What to save, in the same order; what is live, if [`Self::settled`].
-    pub(crate) fn last_good(&self) -> [HeldMap; 4] {
+    pub(crate) fn last_good(&self) -> ByType<HeldMap> {
         self.last_good.clone()
     }
 
@@ -420,6 +423,7 @@ impl Cache {
             ResourceType::RouteConfiguration => {
                 self.put_routes(decode_route_config(value).map_err(text)?, now)
             }
+            ResourceType::LbEndpoint => None,
         })
     }
 
@@ -496,7 +500,7 @@ impl Cache {
                 self.listeners_touched |= self.listeners.remove(name).is_some();
             }
             // In use they stay as they were; out of use they are not kept anyway.
-            ResourceType::LoadAssignment | ResourceType::RouteConfiguration => {}
+            ResourceType::LoadAssignment | ResourceType::RouteConfiguration | ResourceType::LbEndpoint => {}
         }
     }
 }

@@ -19,7 +19,7 @@ use envoy_types::pb::{
 use prost::Message;
 use tokio::sync::watch;
 
-use super::cache::HeldMap;
+use super::cache::{ByType, HeldMap};
 use crate::metrics::XdsStats;
 
 const MAGIC: &str = "sluicegate-last-good 1";
@@ -43,7 +43,7 @@ pub(crate) enum LoadError {
 
 /// Hands states to the task that writes them.
 pub(crate) struct Saver {
-    states: watch::Sender<Option<[HeldMap; 4]>>,
+    states: watch::Sender<Option<ByType<HeldMap>>>,
     /// Dropping it ends the pause: the last state is written at once.
     _alive: watch::Sender<()>,
 }
@@ -59,7 +59,7 @@ impl Saver {
             // Best effort: they only take space.
             let _ = tokio::task::spawn_blocking(move || remove_stale(&stale)).await;
             while receiver.changed().await.is_ok() {
-                let state: Option<[HeldMap; 4]> = receiver.borrow_and_update().clone();
+                let state: Option<ByType<HeldMap>> = receiver.borrow_and_update().clone();
                 let Some(state) = state else { continue };
                 let path = path.clone();
                 let began = Instant::now();
@@ -79,7 +79,7 @@ impl Saver {
     }
 
     /// Saves `state` soon; a later one replaces it.
-    pub(crate) fn save(&self, state: [HeldMap; 4]) {
+    pub(crate) fn save(&self, state: ByType<HeldMap>) {
         self.states.send_replace(Some(state));
     }
 }
@@ -121,7 +121,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 /// Writes `state` to `path` so that a reader sees the old file or the new one.
-fn save(path: &Path, state: &[HeldMap; 4]) -> io::Result<()> {
+fn save(path: &Path, state: &ByType<HeldMap>) -> io::Result<()> {
     let directory = directory_of(path);
     fs::create_dir_all(directory)?;
     let temporary = temporary_of(path, std::process::id());
@@ -141,7 +141,7 @@ fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-fn encode(state: &[HeldMap; 4]) -> Vec<u8> {
+fn encode(state: &ByType<HeldMap>) -> Vec<u8> {
     let mut body = Vec::new();
     for (kind, held) in ResourceType::ALL.into_iter().zip(state) {
         let resources = held.iter().map(|(name, held)| Resource {
@@ -198,8 +198,8 @@ mod tests {
     use super::*;
     use crate::xds::cache::Held;
 
-    fn state() -> [HeldMap; 4] {
-        let mut state: [HeldMap; 4] = Default::default();
+    fn state() -> ByType<HeldMap> {
+        let mut state: ByType<HeldMap> = Default::default();
         for (i, held) in state.iter_mut().enumerate() {
             let value = Bytes::from(vec![i as u8; 100]);
             held.insert(format!("r{i}").into(), Held { version: format!("{i:016x}").into(), value });
@@ -218,6 +218,7 @@ mod tests {
                 (ResourceType::LoadAssignment, "r1", 16),
                 (ResourceType::Listener, "r2", 16),
                 (ResourceType::RouteConfiguration, "r3", 16),
+                (ResourceType::LbEndpoint, "r4", 16),
             ]
         );
     }
@@ -259,7 +260,7 @@ mod tests {
         drop(saver);
         saving.await;
         assert_eq!([&path, &init, &stale, &foreign].map(|file| file.exists()), [true, true, false, true]);
-        assert_eq!(load(&path).unwrap().len(), 4);
+        assert_eq!(load(&path).unwrap().len(), 5);
         fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -15,7 +15,7 @@ impl Cache {
     /// The names to be subscribed to; none for types that are followed as a whole.
     pub(super) fn wanted(&self, kind: ResourceType) -> BTreeSet<Arc<str>> {
         match kind {
-            ResourceType::Cluster | ResourceType::Listener => BTreeSet::new(),
+            ResourceType::Cluster | ResourceType::Listener | ResourceType::LbEndpoint => BTreeSet::new(),
             ResourceType::LoadAssignment => self.followers.keys().cloned().collect(),
             ResourceType::RouteConfiguration => {
                 self.listeners.values().flat_map(ListenerState::route_configs).map(Arc::from).collect()
@@ -101,7 +101,7 @@ impl Cache {
             ResourceType::Cluster => {
                 self.clusters.get(name).is_some_and(|cluster| !cluster.retired) && !self.needs_no_wait(name)
             }
-            ResourceType::LoadAssignment => false,
+            ResourceType::LoadAssignment | ResourceType::LbEndpoint => false,
             ResourceType::RouteConfiguration => self.routes.get(name).is_some_and(|r| r.staged.is_some()),
             ResourceType::Listener => {
                 self.listeners.get(name).is_some_and(|l| l.staged.is_some() || l.bound.is_none())

@@ -357,7 +357,8 @@ fn what_a_server_forgot_and_is_in_use_is_saved() {
     world.respond(now, &[], &[(ResourceType::LoadAssignment, "s/v1")]);
     world.respond(now, &[], &[(ResourceType::Cluster, "s/v1")]);
     world.respond(now, &[], &[(ResourceType::RouteConfiguration, "edge")]);
-    assert!(world.cache.last_good().iter().all(|saved| saved.len() == 1));
+    let saved = world.cache.last_good();
+    assert!(ResourceType::ALL[..4].iter().all(|kind| saved[kind.index()].len() == 1));
 
     world.respond(now, &[], &[(ResourceType::Listener, "edge")]);
     assert!(world.cache.last_good().iter().all(HeldMap::is_empty), "nothing uses any of it now");
@@ -534,9 +535,9 @@ fn whatever_comes_and_whenever_nothing_waits_longer_than_the_warming_timeout() {
 #[derive(Default)]
 struct Server {
     resources: BTreeMap<(ResourceType, String), Vec<u8>>,
-    names: [BTreeSet<String>; 4],
-    has: [HashMap<String, String>; 4],
-    asked: [bool; 4],
+    names: ByType<BTreeSet<String>>,
+    has: ByType<HashMap<String, String>>,
+    asked: ByType<bool>,
 }
 
 impl Server {

@@ -174,7 +174,7 @@ impl Cache {
             ResourceType::LoadAssignment => {
                 self.give_up(self.followers.get(name).cloned().unwrap_or_default());
             }
-            ResourceType::Listener | ResourceType::RouteConfiguration => {}
+            ResourceType::Listener | ResourceType::RouteConfiguration | ResourceType::LbEndpoint => {}
         }
     }
 
