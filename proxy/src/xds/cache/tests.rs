@@ -132,6 +132,7 @@ impl World {
                 Change::Cluster(config, assignment) => {
                     _ = self.clusters.insert(config.name.clone(), assignment);
                 }
+                Change::Endpoints(..) => todo!(),
                 Change::ClusterGone(name) => _ = self.clusters.remove(&*name),
                 Change::Routes(config) => _ = self.routes.insert(config.name.clone(), config),
                 Change::RoutesGone(name) => _ = self.routes.remove(&*name),
