@@ -145,7 +145,8 @@ fn decide(id: &'static str, services: usize) -> Case {
     })
 }
 
-/// One endpoint change in the proxy, from the bytes of the response to the published table.
+/// One endpoint change in the proxy, from the bytes of the response to the published table: when the
+/// server sends all endpoints of the version, and when it sends the one that changed.
 fn changes() -> Vec<Case> {
     let change = |id, make: fn(u32) -> Follower, count| {
         Case::new("endpoint change", id, move || {
@@ -158,6 +159,10 @@ fn changes() -> Vec<Case> {
         change("all, 100 endpoints", Follower::of_assignments, 100),
         change("all, 1000 endpoints", Follower::of_assignments, 1_000),
         change("all, 10000 endpoints", Follower::of_assignments, 10_000),
+        change("one, 10 endpoints", Follower::of_collections, 10),
+        change("one, 100 endpoints", Follower::of_collections, 100),
+        change("one, 1000 endpoints", Follower::of_collections, 1_000),
+        change("one, 10000 endpoints", Follower::of_collections, 10_000),
     ]
 }
 

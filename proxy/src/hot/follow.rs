@@ -2,21 +2,28 @@
 
 use std::time::Instant;
 
-use config::xds::{ResourceType, content_version};
-use config::{ClusterName, Endpoint, Health, Lease, Protocol, xds};
+use config::{
+    ClusterName, Endpoint, Health, Lease, Protocol,
+    xds::{self, ResourceType, content_version, leds},
+};
 use envoy_types::pb::{
     envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource},
     google::protobuf::Any,
 };
 use prost::Message;
 
-use crate::{table::Live, xds::cache::Cache};
+use crate::{
+    table::Live,
+    xds::cache::{ByType, Cache, HeldMap},
+};
 
 /// A proxy that follows one version, whose last endpoint comes and goes.
 #[derive(Debug)]
 pub struct Follower {
     cache: Cache,
     live: Live,
+    /// What the admin interface and the saver hold of it.
+    shown: [ByType<HeldMap>; 2],
     /// Responses that take it away and bring it back.
     without: Vec<u8>,
     with: Vec<u8>,
@@ -39,9 +46,29 @@ impl Follower {
         follower
     }
 
+    /// Of a version of `count` endpoints that come one by one (LEDS).
+    pub fn of_collections(count: u32) -> Self {
+        let cluster = cluster();
+        let member = |number: u32| {
+            let endpoint = endpoint(number);
+            let value = leds::encode_member(&endpoint).encode_to_vec();
+            (leds::member_name(&cluster, None, &endpoint.id), value)
+        };
+        let last = member(count - 1);
+        let without = response(ResourceType::LbEndpoint, vec![], vec![last.0.clone()]);
+        let mut follower = Self::new(without, response(ResourceType::LbEndpoint, vec![last], vec![]));
+        let value = leds::encode_assignment(&cluster, [None]).encode_to_vec();
+        let assignment = vec![(cluster.to_string(), value)];
+        follower.take_in(&response(ResourceType::LoadAssignment, assignment, vec![]));
+        let all = (0..count).map(member).collect();
+        follower.take_in(&response(ResourceType::LbEndpoint, all, vec![]));
+        follower
+    }
+
     fn new(without: Vec<u8>, with: Vec<u8>) -> Self {
         let cluster = cluster();
-        let mut follower = Self { cache: Cache::default(), live: Live::default(), without, with, here: true };
+        let (cache, live) = (Cache::default(), Live::default());
+        let mut follower = Self { cache, live, shown: Default::default(), without, with, here: true };
         follower.cache.on_connected();
         let value = xds::cluster::encode(&cluster, Protocol::Http, None).encode_to_vec();
         follower.take_in(&response(ResourceType::Cluster, vec![(cluster.to_string(), value)], vec![]));
@@ -60,6 +87,7 @@ impl Follower {
         let response = DeltaDiscoveryResponse::decode(bytes).unwrap_or_default();
         let update = self.cache.on_response(response, Instant::now());
         self.live.publish(update.upserts.into_iter().chain(update.removals));
+        self.shown = [self.cache.held(), self.cache.last_good()];
     }
 }
 
@@ -102,7 +130,8 @@ mod tests {
 
     #[test]
     fn the_endpoint_that_changes_is_really_gone_and_back() {
-        let mut follower = Follower::of_assignments(70);
-        assert_eq!([follower.change(), follower.change(), follower.change()], [69, 70, 69]);
+        for mut follower in [Follower::of_assignments(70), Follower::of_collections(70)] {
+            assert_eq!([follower.change(), follower.change(), follower.change()], [69, 70, 69]);
+        }
     }
 }

@@ -350,11 +350,11 @@ impl Cache {
         let value = Bytes::from(any.value);
         if kind == ResourceType::LbEndpoint {
             let endpoint = decode_member(&resource.name, &value).map_err(|e| e.to_string())?;
-            let Some((collection, name)) = self.assignments.put_member(&resource.name, endpoint)? else {
+            let Some(taken) = self.assignments.put_member(&resource.name, &endpoint)? else {
                 return Ok(None);
             };
-            self.hold(kind, name, Held { version: resource.version.into(), value });
-            return Ok(Some(collection));
+            self.hold(kind, taken.member, Held { version: resource.version.into(), value });
+            return Ok(Some(taken.collection));
         }
         let Some(name) = self.stage(kind, &value, now)? else { return Ok(None) };
         if !resource.name.is_empty() && *resource.name != *name {

@@ -68,6 +68,12 @@ struct Collection {
     users: BTreeSet<Arc<str>>,
 }
 
+/// Names of a member that was taken in, and of its collection.
+pub(super) struct Taken {
+    pub(super) collection: Arc<str>,
+    pub(super) member: Arc<str>,
+}
+
 impl Assignments {
     /// Takes in an assignment called `name`; it goes live with [`Self::promote`].
     pub(super) fn put(&mut self, name: &Arc<str>, assignment: Assignment, now: Instant) {
@@ -117,22 +123,22 @@ impl Assignments {
 
     // ---- members ----
 
-    /// Takes in a member. Returns its collection and its name; `None` when nobody asked for it.
+    /// Takes in a member called `name`; `None` when nobody asked for it.
     ///
     /// # Errors
     /// When there are too many.
     pub(super) fn put_member(
         &mut self,
         name: &str,
-        endpoint: AssignedEndpoint,
-    ) -> Result<Option<(Arc<str>, Arc<str>)>, String> {
+        endpoint: &AssignedEndpoint,
+    ) -> Result<Option<Taken>, String> {
         let Some(collection) = leds::collection_of(name) else { return Ok(None) };
         let Some((collection, known)) = entry(&mut self.collections, &collection) else { return Ok(None) };
         known.answered = true;
         let name: Arc<str> = match known.members.get_key_value(name) {
             Some((name, before)) => {
-                if *before == endpoint {
-                    return Ok(Some((collection, Arc::clone(name))));
+                if before == endpoint {
+                    return Ok(Some(Taken { collection, member: Arc::clone(name) }));
                 }
                 Arc::clone(name)
             }
@@ -148,14 +154,14 @@ impl Assignments {
         for user in &known.users {
             let Some(state) = self.live.get_mut(user) else { continue };
             let Some(named) = names(&state.assignment, &collection) else { continue };
-            let claim = Claim { endpoint: in_zone(&endpoint, &named.zone), member: Arc::clone(&name) };
+            let claim = Claim { endpoint: in_zone(endpoint, &named.zone), member: Arc::clone(&name) };
             let moved = self.moved.entry(Arc::clone(user)).or_default();
             if let Some(before) = &before {
                 state.unclaim(before.address, &name, moved);
             }
             state.claim(claim, moved);
         }
-        Ok(Some((collection, name)))
+        Ok(Some(Taken { collection, member: name }))
     }
 
     /// A member is gone, or all of a collection if `name` is its. Returns the collection.

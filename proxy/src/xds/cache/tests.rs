@@ -692,9 +692,7 @@ fn any_interleaving_of_types_changes_and_reconnects_ends_in_the_same_live_state(
             match rng.u8(0..10) {
                 0 | 1 => server.configure(&mut rng),
                 2 => server.reconnect(&mut world.cache),
-                _ => {
-                    _ = server.send(ResourceType::ALL[rng.usize(0..ResourceType::ALL.len())], &mut world, now)
-                }
+                _ => _ = server.send(rng.choice(ResourceType::ALL).unwrap(), &mut world, now),
             }
             world.assert_whole(&format!("seed {seed}, step {step}"));
         }
