@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, hint::black_box};
 
-use proxy::hot::{self, Deadline, HotPath, Routes, Rules, Version};
+use proxy::hot::{self, Deadline, Follower, HotPath, Routes, Rules, Version};
 
 use super::Case;
 
@@ -82,6 +82,7 @@ pub(super) fn cases() -> Vec<Case> {
         publish("100 services", 100),
         publish("10000 services", 10_000),
     ]);
+    cases.extend(changes());
     cases
 }
 
@@ -142,6 +143,27 @@ fn decide(id: &'static str, services: usize) -> Case {
         let path = format!("/s{}/cart", services - 1);
         move || _ = black_box(hot.decide(black_box(&path)).expect("there is a route"))
     })
+}
+
+/// One endpoint change in the proxy, from the bytes of the response to the published table: when the
+/// server sends all endpoints of the version, and when it sends the one that changed.
+fn changes() -> Vec<Case> {
+    let change = |id, make: fn(u32) -> Follower, count| {
+        Case::new("endpoint change", id, move || {
+            let mut follower = make(count);
+            move || _ = black_box(follower.change())
+        })
+    };
+    vec![
+        change("all, 10 endpoints", Follower::of_assignments, 10),
+        change("all, 100 endpoints", Follower::of_assignments, 100),
+        change("all, 1000 endpoints", Follower::of_assignments, 1_000),
+        change("all, 10000 endpoints", Follower::of_assignments, 10_000),
+        change("one, 10 endpoints", Follower::of_collections, 10),
+        change("one, 100 endpoints", Follower::of_collections, 100),
+        change("one, 1000 endpoints", Follower::of_collections, 1_000),
+        change("one, 10000 endpoints", Follower::of_collections, 10_000),
+    ]
 }
 
 /// One endpoint change: the table with and without the tenth endpoint of one version.

@@ -117,9 +117,10 @@ async fn clusters(State(shared): State<Arc<Shared>>) -> Json<Vec<ClusterView>> {
     let mut views = BTreeMap::new();
     for (name, load) in shared.live.records.versions() {
         let cluster = table.clusters.get(&name);
-        let listed = cluster.iter().flat_map(|c| &c.endpoints);
+        let mut listed: Vec<_> = cluster.iter().flat_map(|c| c.endpoints.iter()).collect();
+        listed.sort_unstable_by_key(|e| e.load.address);
         let mut endpoints: Vec<_> =
-            listed.map(|e| endpoint(&e.load, &e.zone, e.weight, state(e.health))).collect();
+            listed.into_iter().map(|e| endpoint(&e.load, &e.zone, e.weight, state(e.health))).collect();
         endpoints.extend(leaving.remove(&name).unwrap_or_default());
         let view = ClusterView {
             name: name.to_string(),

@@ -1,7 +1,8 @@
-//! One version as a request sees it: how to talk to it, and its endpoints. Immutable.
+//! One version as a request sees it: how to talk to it, and its [`endpoints`]. Immutable.
+
+mod endpoints;
 
 use std::{
-    collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
@@ -10,26 +11,32 @@ use std::{
 };
 
 use config::{
-    Health,
     tls::UpstreamTls,
-    xds::{assignment::Assignment, cluster::ClusterConfig},
+    xds::{
+        assignment::{AssignedEndpoint, Assignment},
+        cluster::ClusterConfig,
+    },
 };
 
 use crate::{
-    balance::p2c::Candidates,
     load::{EndpointLoad, VersionLoad},
     tls::{Alpn, ClientTls, Tls},
 };
+
+use endpoints::Endpoints;
+pub(crate) use endpoints::{Endpoint, Left};
+
+/// What is at an address from now on; `None` when nothing is.
+pub(crate) type EndpointChange = (SocketAddr, Option<AssignedEndpoint>);
 
 /// A cluster and its endpoints.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) config: Arc<ClusterConfig>,
     pub(crate) load: Arc<VersionLoad>,
-    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) endpoints: Endpoints,
     /// How to speak TLS to the endpoints; they are spoken to in clear without.
     pub(crate) tls: Option<Arc<ClusterTls>>,
-    ready: Candidates,
 }
 
 /// TLS to the endpoints of a cluster.
@@ -97,67 +104,51 @@ impl Peer {
     }
 }
 
-/// One endpoint of a cluster.
-#[derive(Clone, Debug)]
-pub(crate) struct Endpoint {
-    pub(crate) weight: u32,
-    pub(crate) zone: Arc<str>,
-    pub(crate) health: Health,
-    pub(crate) load: Arc<EndpointLoad>,
-}
-
 impl Cluster {
     /// A cluster with the endpoints of `assignment`; none before it is known. Endpoints that were in
-    /// `before` keep their record.
+    /// `before` keep their record; the records of those that are no longer there are added to `left`.
     pub(crate) fn new(
         config: Arc<ClusterConfig>,
         load: Arc<VersionLoad>,
         assignment: Option<&Assignment>,
         before: Option<&Cluster>,
+        left: &mut Left,
     ) -> Self {
-        let mut records: HashMap<SocketAddr, &Arc<EndpointLoad>, foldhash::fast::RandomState> =
-            before.iter().flat_map(|c| &c.endpoints).map(|e| (e.load.address, &e.load)).collect();
-        let mut zones: Vec<Arc<str>> = Vec::new();
-        let assigned = assignment.map_or(&[][..], |a| &a.endpoints);
-        let endpoints: Vec<Endpoint> = assigned
-            .iter()
-            .map(|endpoint| {
-                let record = records.remove(&endpoint.address).filter(|load| *load.id == *endpoint.id);
-                Endpoint {
-                    weight: endpoint.weight,
-                    zone: interned(&mut zones, &endpoint.zone),
-                    health: endpoint.health,
-                    load: record.cloned().unwrap_or_else(|| {
-                        Arc::new(EndpointLoad::new(Arc::clone(&endpoint.id), endpoint.address))
-                    }),
-                }
-            })
-            .collect();
-        let ready = (0..).zip(&endpoints).filter(|(_, e)| e.health == Health::Ready);
-        let ready = Candidates::new(ready.map(|(i, e)| (i, e.weight)));
+        let mut endpoints = before.map(|before| before.endpoints.clone()).unwrap_or_default();
+        endpoints.replace(assignment.map_or(&[], |a| &a.endpoints), left);
         let kept = before.and_then(|before| before.tls.clone()).filter(|tls| tls.is_for(&config));
         let tls = kept.or_else(|| {
             let wanted = config.tls.clone()?;
             Some(Arc::new(ClusterTls::new(wanted, config.http2)))
         });
-        Self { config, load, endpoints, tls, ready }
+        Self { config, load, endpoints, tls }
     }
 
-    /// Picks a ready endpoint whose generation is not in `tried`; returns its index.
-    pub(crate) fn pick(&self, tried: &[u64], rng: &mut fastrand::Rng) -> Option<u32> {
-        let at = |i: u32| &self.endpoints[i as usize];
-        let in_flight = |i: u32| at(i).load.concurrency.in_flight();
-        if tried.is_empty() {
-            return self.ready.pick(in_flight, rng);
+    /// The same cluster after `changes` of its endpoints, likewise.
+    pub(crate) fn with(&self, changes: &[EndpointChange], left: &mut Left) -> Self {
+        let mut endpoints = self.endpoints.clone();
+        for (address, endpoint) in changes {
+            match endpoint {
+                Some(endpoint) => endpoints.put(endpoint, left),
+                None => endpoints.remove(*address, left),
+            }
         }
-        // Only a retry comes here, so that the cost of looking at each does not matter.
-        let untried = self.ready.indices().filter(|&i| !tried.contains(&at(i).load.generation));
-        Candidates::new(untried.map(|i| (i, at(i).weight))).pick(in_flight, rng)
+        Self {
+            config: Arc::clone(&self.config),
+            load: Arc::clone(&self.load),
+            endpoints,
+            tls: self.tls.clone(),
+        }
+    }
+
+    /// Picks a ready endpoint whose generation is not in `tried`; returns its place.
+    pub(crate) fn pick(&self, tried: &[u64], rng: &mut fastrand::Rng) -> Option<u32> {
+        self.endpoints.pick(tried, rng)
     }
 
     /// An endpoint that [`Self::pick`] picked.
     pub(crate) fn endpoint(&self, picked: u32) -> &Endpoint {
-        &self.endpoints[picked as usize]
+        self.endpoints.ready().at(picked)
     }
 
     /// Whom connections to `endpoint` may be shared with: those to the same endpoint that are protected
@@ -168,25 +159,15 @@ impl Cluster {
 
     /// How many endpoints take requests.
     pub(crate) fn ready(&self) -> usize {
-        self.ready.len()
+        self.endpoints.ready().len() as usize
     }
-}
-
-/// Endpoints of a zone share its name.
-fn interned(zones: &mut Vec<Arc<str>>, zone: &str) -> Arc<str> {
-    if let Some(known) = zones.iter().find(|known| ***known == *zone) {
-        return Arc::clone(known);
-    }
-    let zone: Arc<str> = zone.into();
-    zones.push(Arc::clone(&zone));
-    zone
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use std::time::Duration;
 
-    use config::xds::assignment::AssignedEndpoint;
+    use config::Health;
 
     use super::*;
 
@@ -217,7 +198,13 @@ pub(crate) mod tests {
 
     fn cluster(endpoints: &[(u16, Health)], before: Option<&Cluster>) -> Cluster {
         let load = before.map_or_else(|| Arc::new(VersionLoad::new("a/v1")), |c| Arc::clone(&c.load));
-        Cluster::new(config("a/v1"), load, Some(&assignment("a/v1", endpoints)), before)
+        Cluster::new(config("a/v1"), load, Some(&assignment("a/v1", endpoints)), before, &mut Left::new())
+    }
+
+    /// The record of the endpoint at a port.
+    pub(crate) fn record(cluster: &Cluster, port: u16) -> Arc<EndpointLoad> {
+        let mut loads = cluster.endpoints.iter().map(|endpoint| &endpoint.load);
+        Arc::clone(loads.find(|load| load.address.port() == port).unwrap())
     }
 
     #[test]
@@ -240,11 +227,11 @@ pub(crate) mod tests {
     #[test]
     fn an_update_keeps_the_records_of_endpoints_that_stay() {
         let before = cluster(&[(1, Health::Ready), (2, Health::Ready)], None);
-        before.endpoints[0].load.concurrency.start(1);
+        record(&before, 1).concurrency.start(1);
         let after = cluster(&[(3, Health::Ready), (1, Health::Draining)], Some(&before));
-        assert_eq!(after.endpoints[1].load.concurrency.in_flight(), 1);
+        assert_eq!(record(&after, 1).concurrency.in_flight(), 1);
         let gone = cluster(&[(3, Health::Ready)], Some(&after));
         let back = cluster(&[(1, Health::Ready)], Some(&gone));
-        assert_ne!(back.endpoints[0].load.generation, before.endpoints[0].load.generation);
+        assert_ne!(record(&back, 1).generation, record(&before, 1).generation);
     }
 }

@@ -1,8 +1,10 @@
 //! The request path without I/O: what benchmarks measure. Nothing else uses it, and it decides nothing.
 //!
 //! - [`HotPath`]: one request from its head to its end, and the publication of one change.
+//! - [`Follower`]: one change of endpoints, from the bytes of a response to the published table.
 //! - The pieces: `heads` (parse and write), `routes` (the lookup alone), `version` (pick and account).
 
+mod follow;
 mod heads;
 mod routes;
 mod version;
@@ -32,6 +34,7 @@ use crate::{
     worker::timer::Timer,
 };
 
+pub use follow::Follower;
 pub use heads::{chunks, parsed_request, parsed_response, written_request, written_response};
 pub use routes::{Routes, Rules};
 pub use version::Version;

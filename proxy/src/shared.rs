@@ -72,7 +72,7 @@ impl Shared {
         let now = now_micros();
         let table = self.live.load_full();
         for cluster in table.clusters.values() {
-            for endpoint in &cluster.endpoints {
+            for endpoint in cluster.endpoints.iter() {
                 endpoint.load.concurrency.integral(now);
             }
         }

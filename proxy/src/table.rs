@@ -1,6 +1,7 @@
 //! The routing table: one immutable value behind one `ArcSwap`. A request loads it once, so routes,
 //! splits and endpoints cannot tear. Publishing one change costs the logarithm of the number of
-//! clusters, plus the endpoints of the cluster that changed.
+//! clusters, plus that of the endpoints of the cluster if one of them changed, or their number if all were
+//! assigned anew.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -12,7 +13,7 @@ use config::xds::{assignment::Assignment, cluster::ClusterConfig, route::RouteCo
 use tokio::sync::watch;
 
 use crate::{
-    cluster::{Cluster, Endpoint},
+    cluster::{Cluster, EndpointChange, Left},
     load::{Records, shard::PerCore},
     names::{ClusterName, Names},
     route::RouteTable,
@@ -41,6 +42,12 @@ impl RoutingTable {
         self.places.get(name.place())?.as_deref()
     }
 
+    fn show(&mut self, name: &ClusterName, cluster: Cluster) {
+        let cluster = Arc::new(PerCore::new(cluster));
+        self.put(name, Some(Arc::clone(&cluster)));
+        self.clusters.insert(Arc::clone(name.text()), cluster);
+    }
+
     fn put(&mut self, name: &ClusterName, cluster: Option<Arc<PerCore<Cluster>>>) {
         while self.places.len() <= name.place() {
             self.places.push_back(None);
@@ -54,6 +61,8 @@ impl RoutingTable {
 pub(crate) enum Change {
     /// A cluster is new or changed, or its endpoints are.
     Cluster(Arc<ClusterConfig>, Option<Arc<Assignment>>),
+    /// Some endpoints of a cluster, if there is one of this name.
+    Endpoints(Arc<str>, Arc<[EndpointChange]>),
     /// A cluster is gone.
     ClusterGone(Arc<str>),
     /// A route configuration is new or changed.
@@ -126,53 +135,52 @@ impl Live {
 
     /// Returns whether endpoints left.
     fn apply(&self, table: &mut RoutingTable, names: &mut Names, change: Change) -> bool {
-        let mut left = false;
-        match change {
+        let mut left = Left::new();
+        let cluster = match change {
             Change::Cluster(config, assignment) => {
                 let placed = names.name(&config.name);
                 // The table holds the name, and with it the place.
                 let name = Arc::clone(placed.text());
-                let before = table.clusters.get(&name).cloned();
+                let before = table.clusters.get(&name).map(|before| &***before);
                 let load = self.records.version(&name);
-                let cluster =
-                    Cluster::new(config, load, assignment.as_deref(), before.as_deref().map(|b| &**b));
+                let cluster = Cluster::new(config, load, assignment.as_deref(), before, &mut left);
                 if cluster.tls.as_ref().is_some_and(|tls| !tls.adopt(&self.tls)) {
                     tracing::warn!(
                         "endpoints of {name} cannot be connected to until its CA file can be read"
                     );
                 }
-                if let Some(before) = before {
-                    left = self.note_left(&name, &before, Some(&cluster));
-                }
-                let cluster = Arc::new(PerCore::new(cluster));
-                table.put(&placed, Some(Arc::clone(&cluster)));
-                table.clusters.insert(name, cluster);
+                table.show(&placed, cluster);
+                name
+            }
+            Change::Endpoints(name, changes) => {
+                let Some(before) = table.clusters.get(&name) else { return false };
+                let cluster = before.with(&changes, &mut left);
+                table.show(&names.name(&name), cluster);
+                name
             }
             Change::ClusterGone(name) => {
-                if let Some(before) = table.clusters.remove(&name) {
-                    table.put(&names.name(&name), None);
-                    left = self.note_left(&name, &before, None);
-                }
+                let Some(before) = table.clusters.remove(&name) else { return false };
+                table.put(&names.name(&name), None);
+                left.extend(before.endpoints.iter().map(|endpoint| Arc::clone(&endpoint.load)));
+                name
             }
             Change::Routes(config) => {
                 table.routes.insert(config.name.as_str().into(), Arc::new(RouteTable::new(&config, names)));
+                return false;
             }
-            Change::RoutesGone(name) => _ = table.routes.remove(&name),
+            Change::RoutesGone(name) => {
+                table.routes.remove(&name);
+                return false;
+            }
+        };
+        if left.is_empty() {
+            return false;
         }
-        left
-    }
-
-    fn note_left(&self, name: &Arc<str>, before: &Cluster, after: Option<&Cluster>) -> bool {
-        let staying: std::collections::HashSet<u64, foldhash::fast::RandomState> =
-            after.iter().flat_map(|c| &c.endpoints).map(|e| e.load.generation).collect();
-        let gone = |e: &&Endpoint| !staying.contains(&e.load.generation);
-        let left: Vec<_> = before.endpoints.iter().filter(gone).map(|e| Arc::clone(&e.load)).collect();
         for load in &left {
             load.gone.store(true, Ordering::Release);
         }
-        let any = !left.is_empty();
-        self.records.left(name, left);
-        any
+        self.records.left(&cluster, left);
+        true
     }
 }
 
@@ -184,7 +192,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::cluster::tests::{assignment, config};
+    use crate::cluster::tests::{assignment, config, record};
 
     fn cluster(name: &str, ports: &[u16]) -> Change {
         let endpoints: Vec<_> = ports.iter().map(|port| (*port, Health::Ready)).collect();
@@ -262,12 +270,36 @@ mod tests {
     fn an_endpoint_that_left_is_listed_until_its_last_request_is_over() {
         let live = Live::default();
         live.publish([cluster("a/v1", &[1, 2])]);
-        let load = Arc::clone(&live.load().clusters.get("a/v1").unwrap().endpoints[0].load);
+        let load = record(live.load().clusters.get("a/v1").unwrap(), 1);
         load.concurrency.start(1);
         live.publish([cluster("a/v1", &[2])]);
         assert_eq!(live.records.leaving().len(), 1);
         load.concurrency.end(2);
         assert!(live.records.leaving().is_empty());
+    }
+
+    #[test]
+    fn a_change_of_one_endpoint_leaves_the_others_as_they_are_and_says_who_left() {
+        let live = Live::default();
+        let ports: Vec<u16> = (1..=200).collect();
+        live.publish([cluster("a/v1", &ports)]);
+        let before: Vec<_> = ports.iter().map(|&port| record(&live.load().clusters["a/v1"], port)).collect();
+        let mut departures = live.departures.subscribe();
+        let draining = assignment("a/v1", &[(7, Health::Draining)]).endpoints.remove(0);
+        let changes = [(draining.address, Some(draining)), (before[8].address, None)];
+        live.publish([Change::Endpoints("a/v1".into(), changes.into())]);
+        let table = live.load();
+        let after = &table.clusters["a/v1"];
+        assert_eq!((after.endpoints.len(), after.ready(), table.sequence), (199, 198, 2));
+        for load in before.iter().filter(|load| load.address.port() != 9) {
+            assert!(Arc::ptr_eq(load, &record(after, load.address.port())));
+            assert!(!load.gone.load(Ordering::Relaxed));
+        }
+        assert!(before[8].gone.load(Ordering::Relaxed) && departures.has_changed().unwrap());
+        assert_eq!(live.records.leaving().len(), 0, "it had no request");
+        departures.mark_unchanged();
+        live.publish([Change::Endpoints("b/v1".into(), [(before[0].address, None)].into())]);
+        assert!(!departures.has_changed().unwrap(), "there is no such cluster");
     }
 
     #[test]

@@ -5,106 +5,109 @@
 //! Comparing without counting the request to come makes an idle version follow the weights exactly:
 //! all candidates are equal, so the first draw, which is by weight, decides.
 
-/// Candidates by weight; refers to endpoints by index.
-#[derive(Debug, Default)]
-pub(crate) struct Candidates {
-    indices: Vec<u32>,
-    weights: Weights,
-}
+use super::bag::{Bag, Weighed};
 
-#[derive(Debug, Default)]
-enum Weights {
-    /// All alike: a draw is one random number.
-    #[default]
-    Equal,
-    /// `cumulative[i]` is the sum up to and including candidate `i`.
-    Cumulative(Vec<u64>),
-}
+/// How often one that is not excepted is drawn for; after that each is looked at. Where few are excepted,
+/// as of many, the first draw is one nearly always.
+const DRAWS: usize = 8;
 
-impl Candidates {
-    /// Of `(index, weight)`; weights are at least 1.
-    pub(crate) fn new(candidates: impl IntoIterator<Item = (u32, u32)>) -> Self {
-        let (mut indices, mut each, mut sum) = (Vec::new(), Vec::new(), 0_u64);
-        let (mut cumulative, mut equal) = (Vec::new(), true);
-        for (index, weight) in candidates {
-            sum += u64::from(weight.max(1));
-            indices.push(index);
-            cumulative.push(sum);
-            equal &= *each.first().unwrap_or(&weight) == weight;
-            if each.is_empty() {
-                each.push(weight);
-            }
-        }
-        Self { indices, weights: if equal { Weights::Equal } else { Weights::Cumulative(cumulative) } }
-    }
-
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.indices.len()
-    }
-
-    /// Their indices, in the order given.
-    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
-        self.indices.iter().copied()
-    }
-
-    /// Picks an index; `in_flight` says how many requests the endpoint at an index has. `None` when
-    /// there is no candidate.
-    pub(crate) fn pick(&self, in_flight: impl Fn(u32) -> u32, rng: &mut fastrand::Rng) -> Option<u32> {
-        let (first, second) = match self.indices.len() {
-            0 => return None,
-            1 => return Some(self.indices[0]),
-            n => self.draw_two(n, rng),
-        };
-        let load = |i: usize| u64::from(in_flight(self.indices[i]));
-        // a/wa ≤ b/wb, multiplied out; both products are below 2⁶⁴.
-        let first_is_better = load(first) * self.weight(second) <= load(second) * self.weight(first);
-        Some(self.indices[if first_is_better { first } else { second }])
-    }
-
-    fn weight(&self, i: usize) -> u64 {
-        match &self.weights {
-            Weights::Equal => 1,
-            Weights::Cumulative(sums) => sums[i] - start(sums, i),
-        }
-    }
-
-    /// Two distinct positions, the second drawn by weight among what the first leaves. `n` ≥ 2.
-    fn draw_two(&self, n: usize, rng: &mut fastrand::Rng) -> (usize, usize) {
-        match &self.weights {
-            Weights::Equal => {
-                let first = rng.usize(0..n);
-                let second = rng.usize(0..n - 1);
-                (first, second + usize::from(second >= first))
-            }
-            Weights::Cumulative(sums) => {
-                let total = sums[n - 1];
-                let at = |point: u64| sums.partition_point(|&end| end <= point);
-                let first = at(rng.u64(0..total));
-                // Cut the first one out of the line and draw again on what remains.
-                let (from, width) = (start(sums, first), sums[first] - start(sums, first));
-                let point = rng.u64(0..total - width);
-                (first, at(if point >= from { point + width } else { point }))
-            }
-        }
+/// Picks a place; `in_flight` says how many requests a candidate has. `None` when there is no candidate.
+pub(crate) fn pick<T: Weighed>(
+    candidates: &Bag<T>,
+    in_flight: impl Fn(&T) -> u32,
+    rng: &mut fastrand::Rng,
+) -> Option<u32> {
+    match candidates.len() {
+        0 => None,
+        1 => Some(0),
+        _ => Some(better(candidates, candidates.draw_two(rng), in_flight)),
     }
 }
 
-fn start(sums: &[u64], i: usize) -> u64 {
-    if i == 0 { 0 } else { sums[i - 1] }
+/// Picks a place among those that are not excepted.
+pub(crate) fn pick_except<T: Weighed>(
+    candidates: &Bag<T>,
+    excepted: impl Fn(&T) -> bool,
+    in_flight: impl Fn(&T) -> u32,
+    rng: &mut fastrand::Rng,
+) -> Option<u32> {
+    let first = draw_except(candidates, |_, candidate| excepted(candidate), rng)?;
+    let second = draw_except(candidates, |place, candidate| place == first || excepted(candidate), rng);
+    Some(second.map_or(first, |second| better(candidates, (first, second), in_flight)))
+}
+
+/// Draws a place by weight among those that are not excepted.
+fn draw_except<T: Weighed>(
+    candidates: &Bag<T>,
+    excepted: impl Fn(u32, &T) -> bool,
+    rng: &mut fastrand::Rng,
+) -> Option<u32> {
+    if candidates.len() == 0 {
+        return None;
+    }
+    // Drawing again until it is none of the others is drawing by weight among the rest.
+    let mut draws = (0..DRAWS).map(|_| candidates.draw(rng));
+    if let Some(drawn) = draws.find(|&place| !excepted(place, candidates.at(place))) {
+        return Some(drawn);
+    }
+    let rest = || (0..).zip(candidates.iter()).filter(|(place, candidate)| !excepted(*place, candidate));
+    let total: u64 = rest().map(|(_, candidate)| u64::from(candidate.weight())).sum();
+    let mut point = if total == 0 { return None } else { rng.u64(0..total) };
+    let mut drawn = rest().skip_while(|(_, candidate)| {
+        let weight = u64::from(candidate.weight());
+        let passed = point >= weight;
+        point = point.saturating_sub(weight);
+        passed
+    });
+    drawn.next().map(|(place, _)| place)
+}
+
+fn better<T: Weighed>(
+    candidates: &Bag<T>,
+    (first, second): (u32, u32),
+    in_flight: impl Fn(&T) -> u32,
+) -> u32 {
+    let (a, b) = (candidates.at(first), candidates.at(second));
+    // a/wa ≤ b/wb, multiplied out; both products are below 2⁶⁴.
+    let load = |candidate: &T, other: &T| u64::from(in_flight(candidate)) * u64::from(other.weight());
+    if load(a, b) <= load(b, a) { first } else { second }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn shares(weights: &[u32], loads: &[u32], seed: u64) -> Vec<f64> {
+    #[derive(Clone)]
+    struct Candidate {
+        place: u32,
+        weight: u32,
+    }
+
+    impl Weighed for Candidate {
+        fn weight(&self) -> u32 {
+            self.weight
+        }
+    }
+
+    /// Of `weights`, which are their own places.
+    fn candidates(weights: &[u32]) -> Bag<Candidate> {
+        let mut bag = Bag::default();
+        (0..).zip(weights).for_each(|(place, &weight)| bag.push(Candidate { place, weight }));
+        bag
+    }
+
+    fn shares(weights: &[u32], loads: &[u32], excepted: &[u32], seed: u64) -> Vec<f64> {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let candidates = Candidates::new((0..).zip(weights.iter().copied()));
+        let candidates = candidates(weights);
         let mut counts = vec![0.0; weights.len()];
+        let in_flight = |candidate: &Candidate| loads[candidate.place as usize];
         for _ in 0..100_000 {
-            let picked = candidates.pick(|i| loads[i as usize], &mut rng).unwrap();
-            counts[picked as usize] += 1.0 / 100_000.0;
+            let picked = if excepted.is_empty() {
+                pick(&candidates, in_flight, &mut rng)
+            } else {
+                pick_except(&candidates, |candidate| excepted.contains(&candidate.place), in_flight, &mut rng)
+            };
+            counts[picked.unwrap() as usize] += 1.0 / 100_000.0;
         }
         counts
     }
@@ -112,17 +115,20 @@ mod tests {
     #[test]
     fn nothing_is_picked_of_nothing() {
         let mut rng = fastrand::Rng::with_seed(1);
-        assert_eq!(Candidates::new([]).pick(|_| 0, &mut rng), None);
-        assert_eq!(Candidates::new([(7, 3)]).pick(|_| 9, &mut rng), Some(7));
+        assert_eq!(pick(&candidates(&[]), |_| 0, &mut rng), None);
+        assert_eq!(pick_except(&candidates(&[]), |_| false, |_| 0, &mut rng), None);
+        assert_eq!(pick(&candidates(&[3]), |_| 9, &mut rng), Some(0));
+        assert_eq!(pick_except(&candidates(&[3, 4]), |_| true, |_| 9, &mut rng), None);
     }
 
     #[test]
     fn idle_endpoints_share_by_weight() {
         let seed = 2;
-        for weights in [vec![1, 1], vec![5, 5, 5], vec![3, 1], vec![1, 2, 7], vec![1000, 1]] {
+        let many: Vec<u32> = (0..200).map(|i| 1 + i % 4).collect();
+        for weights in [vec![1, 1], vec![5, 5, 5], vec![3, 1], vec![1, 2, 7], vec![1000, 1], many] {
             let total: u32 = weights.iter().sum();
             let loads = vec![0; weights.len()];
-            for (share, weight) in shares(&weights, &loads, seed).iter().zip(&weights) {
+            for (share, weight) in shares(&weights, &loads, &[], seed).iter().zip(&weights) {
                 let want = f64::from(*weight) / f64::from(total);
                 assert!((share - want).abs() < 0.01, "seed {seed}: {weights:?} {share} {want}");
             }
@@ -130,11 +136,34 @@ mod tests {
     }
 
     #[test]
+    fn those_that_are_not_excepted_share_by_weight_too() {
+        let seed = 4;
+        let many: Vec<u32> = (0..100).map(|i| 1 + i % 4).collect();
+        for (weights, excepted) in [
+            (vec![1, 1], vec![0]),
+            (vec![1, 2, 7], vec![1]),
+            (vec![1000, 1, 3], vec![0]), // hardly ever drawn: each is looked at
+            (vec![5, 5, 5, 5], vec![3, 0]),
+            (many, vec![7, 11]),
+        ] {
+            let rest = |i: usize| if excepted.contains(&(i as u32)) { 0 } else { weights[i] };
+            let total: u32 = (0..weights.len()).map(rest).sum();
+            let loads = vec![0; weights.len()];
+            for (i, share) in shares(&weights, &loads, &excepted, seed).iter().enumerate() {
+                let want = f64::from(rest(i)) / f64::from(total);
+                assert!((share - want).abs() < 0.01, "seed {seed}: {weights:?} {i} {share} {want}");
+                assert!(rest(i) > 0 || *share < f64::EPSILON, "seed {seed}: an excepted one was picked");
+            }
+        }
+    }
+
+    #[test]
     fn the_busiest_of_all_is_never_picked() {
         let seed = 3;
-        assert!(shares(&[1, 1, 1], &[4, 9, 4], seed)[1] < f64::EPSILON, "seed {seed}");
-        assert!(shares(&[1, 3], &[1, 4], seed)[1] < f64::EPSILON, "seed {seed}: 4/3 > 1/1");
-        assert!(shares(&[1, 3], &[1, 2], seed)[0] < f64::EPSILON, "seed {seed}: 2/3 < 1/1");
+        assert!(shares(&[1, 1, 1], &[4, 9, 4], &[], seed)[1] < f64::EPSILON, "seed {seed}");
+        assert!(shares(&[1, 1, 1, 1], &[4, 9, 4, 0], &[3], seed)[1] < f64::EPSILON, "seed {seed}");
+        assert!(shares(&[1, 3], &[1, 4], &[], seed)[1] < f64::EPSILON, "seed {seed}: 4/3 > 1/1");
+        assert!(shares(&[1, 3], &[1, 2], &[], seed)[0] < f64::EPSILON, "seed {seed}: 2/3 < 1/1");
     }
 
     #[test]
@@ -142,11 +171,12 @@ mod tests {
         for seed in 0..20 {
             let mut rng = fastrand::Rng::with_seed(seed);
             let weights: Vec<u32> = (0..rng.usize(2..12)).map(|_| rng.u32(1..5)).collect();
-            let candidates = Candidates::new((0..).zip(weights.iter().copied()));
+            let candidates = candidates(&weights);
             let mut loads = vec![0_u32; weights.len()];
             let total: u32 = weights.iter().sum();
             for _ in 0..total * 100 {
-                let picked = candidates.pick(|i| loads[i as usize], &mut rng).unwrap();
+                let picked =
+                    pick(&candidates, |candidate| loads[candidate.place as usize], &mut rng).unwrap();
                 loads[picked as usize] += 1;
             }
             for (load, weight) in loads.iter().zip(&weights) {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, Left},
     load::{VersionLoad, shard::PerCore},
     shared::{MAX_REQUESTS, Requests},
 };
@@ -24,7 +24,7 @@ impl Version {
     pub fn new(endpoints: u16) -> Self {
         let (config, assignment) = super::cluster("shop/v1", endpoints);
         let load = Arc::new(VersionLoad::new("shop/v1"));
-        let cluster = Cluster::new(Arc::new(config), load, Some(&assignment), None);
+        let cluster = Cluster::new(Arc::new(config), load, Some(&assignment), None, &mut Left::new());
         Self { cluster: PerCore::new(cluster), requests: Requests::new(MAX_REQUESTS), gateway: "edge".into() }
     }
 

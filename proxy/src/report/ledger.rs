@@ -78,7 +78,7 @@ impl Ledger {
         if self.sequence != Some(sequence) {
             self.sequence = Some(sequence);
             for (name, cluster) in &table.clusters {
-                for endpoint in &cluster.endpoints {
+                for endpoint in cluster.endpoints.iter() {
                     let tracked = self.tracked(name, &endpoint.load);
                     tracked.seen = sequence;
                     if tracked.zone != endpoint.zone {

@@ -8,6 +8,7 @@
 //! - A route configuration is *staged* until every cluster it names is there with its assignment,
 //!   or [`WARMING_TIMEOUT`] has passed. A listener is staged until its routes are live, likewise.
 //!   What was live before stays so meanwhile (xDS protocol, "Resource warming").
+//!   A load assignment that names collections of endpoints is staged until they are answered, likewise.
 //!   The clock runs from the first change that waits: one that comes meanwhile does not restart it.
 //!   A cluster that was waited for in vain, or whose resource was refused, is not waited for again.
 //! - CDS and LDS decide what exists. A cluster that CDS removed stays usable while a live route
@@ -16,9 +17,11 @@
 //! - A resource that cannot be read is kept out (the one before stays), the rest of the response is
 //!   applied, and the response is refused with a reason that names each bad resource.
 //!
-//! Here: taking in. [`warming`]: what may go live. [`subscriptions`]: what is asked for and what is
-//! acknowledged.
+//! Here: taking in. [`assignments`]: endpoints, whole or one by one. [`listeners`]: what is bound.
+//! [`warming`]: what may go live. [`subscriptions`]: what is asked for and what is acknowledged.
 
+mod assignments;
+mod listeners;
 mod subscriptions;
 mod warming;
 
@@ -31,8 +34,9 @@ use std::{
 use bytes::Bytes;
 use config::xds::{
     ResourceType,
-    assignment::{Assignment, decode_assignment},
+    assignment::decode_assignment,
     cluster::{ClusterConfig, decode_cluster},
+    leds::decode_member,
     listener::{ListenerConfig, decode_listener},
     route::{RouteConfig, decode_route_config},
 };
@@ -40,11 +44,14 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
 };
 
+use assignments::Assignments;
+use listeners::ListenerState;
+
 use super::wire;
 use crate::table::Change;
 
-/// How long routes wait for their clusters and listeners for their routes, and how long an
-/// acknowledgement is withheld for it. After that the new goes live as it is: a server that never
+/// How long routes wait for their clusters, listeners for their routes and load assignments for their
+/// collections, and how long an acknowledgement is withheld for it. After that the new goes live as it is: a server that never
 /// sends an assignment must not hold back everything else (cf. envoy#13009).
 pub(crate) const WARMING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bound on acknowledgements withheld for one type; beyond it the oldest is sent.
@@ -91,7 +98,7 @@ pub(crate) struct Cache {
     last_good: ByType<HeldMap>,
     clusters: HashMap<Arc<str>, KnownCluster>,
     /// By their own name, which clusters refer to.
-    assignments: HashMap<Arc<str>, Arc<Assignment>>,
+    assignments: Assignments,
     /// Names of clusters by the assignment they follow; its keys are what EDS is asked for.
     followers: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     routes: BTreeMap<Arc<str>, RouteState>,
@@ -100,7 +107,7 @@ pub(crate) struct Cache {
     listeners: BTreeMap<Arc<str>, ListenerState>,
     /// Clusters that CDS removed and a live route may still name.
     retired: BTreeSet<Arc<str>>,
-    /// EDS and RDS names the server was told of on this stream.
+    /// EDS, RDS and LEDS names the server was told of on this stream.
     subscribed: ByType<BTreeSet<Arc<str>>>,
     /// Clusters not worth waiting for, as long as they are not warm.
     given_up: BTreeSet<Arc<str>>,
@@ -131,35 +138,11 @@ struct RouteState {
     staged: Option<(Arc<RouteConfig>, Instant)>,
 }
 
-#[derive(Debug, Default)]
-struct ListenerState {
-    live: Option<ListenerConfig>,
-    staged: Option<(ListenerConfig, Instant)>,
-    /// Outcome of the last attempt to listen as `live` says.
-    bound: Option<Result<(), String>>,
-    /// Routes of what was bound last, which goes on when its successor cannot be bound.
-    serves: Option<String>,
-}
-
-impl ListenerState {
-    /// Whether what the server wants could not be bound.
-    fn is_refused(&self) -> bool {
-        self.staged.is_none() && matches!(self.bound, Some(Err(_)))
-    }
-
-    /// The routes that it uses or is going to use.
-    fn route_configs(&self) -> impl Iterator<Item = &str> {
-        let staged = self.staged.as_ref().map(|(config, _)| config);
-        let configs = staged.into_iter().chain(&self.live).map(|config| config.route_config.as_str());
-        configs.chain(self.serves.as_deref())
-    }
-}
-
 /// An acknowledgement that waits until what it acknowledges is applied.
 #[derive(Debug)]
 struct Withheld {
     nonce: String,
-    /// Names of resources of its type that are not applied yet.
+    /// Names of resources of its type that are not applied yet; of LEDS those of collections.
     names: Vec<Arc<str>>,
     until: Instant,
 }
@@ -175,17 +158,16 @@ impl Cache {
         let mut names = Vec::new();
         let mut changed = !response.removed_resources.is_empty();
         for name in &response.removed_resources {
-            self.remove(kind, name);
-            if kind == ResourceType::Listener {
-                names.push(name.as_str().into());
-            }
+            let waits = self.remove(kind, name);
+            names.extend(waits.filter(|waits| names.last() != Some(waits)));
         }
         for resource in response.resources {
             let label = resource.name.clone();
             match self.accept(kind, resource, now) {
                 Ok(Some(name)) => {
                     changed = true;
-                    names.push(name);
+                    // Thousands of members wait for the same collection.
+                    names.extend((names.last() != Some(&name)).then_some(name));
                 }
                 Ok(None) => {}
                 Err(reason) => {
@@ -219,52 +201,7 @@ impl Cache {
         // Listeners are acknowledged when they were tried to be bound, at once when they go live.
         let timed = ResourceType::ALL.into_iter().filter(|kind| *kind != ResourceType::Listener);
         let withheld = timed.filter_map(|kind| Some(self.withheld[kind.index()].front()?.until));
-        routes.chain(listeners).chain(withheld).min()
-    }
-
-    /// How it went with the listeners of an update: each one's name, and why it could not be bound.
-    /// Says what to publish, what to send (listeners are acknowledged when they are bound), and whether there is
-    /// something to save.
-    pub(crate) fn on_listeners<'a>(
-        &mut self,
-        outcomes: impl IntoIterator<Item = (&'a str, Result<(), String>)>,
-        now: Instant,
-    ) -> Update {
-        let mut update = Update::default();
-        let mut moved = false;
-        for (name, outcome) in outcomes {
-            let Some(listener) = self.listeners.get_mut(name) else { continue };
-            // With another one staged, what is held is not what was bound; that one's turn comes.
-            let current = outcome.is_ok() && listener.staged.is_none();
-            if outcome.is_ok() {
-                let serves = listener.live.as_ref().map(|live| live.route_config.clone());
-                moved |= listener.serves != serves;
-                listener.serves = serves;
-            }
-            listener.bound = Some(outcome);
-            if current {
-                update.changed |= self.keep_listener(name);
-            }
-        }
-        if moved {
-            // Only now does nothing use the routes from before.
-            self.drop_unwanted_routes(&mut update);
-            self.drop_retired_clusters(&mut update);
-            self.resubscribe(&mut update);
-        }
-        self.release(now, &mut update);
-        update
-    }
-
-    /// What is held of a listener serves. Whether that is news.
-    fn keep_listener(&mut self, name: &str) -> bool {
-        let i = ResourceType::Listener.index();
-        let Some((name, held)) = self.held[i].get_key_value(name) else { return false };
-        let news = self.last_good[i].get(name) != Some(held);
-        if news {
-            self.last_good[i].insert(Arc::clone(name), held.clone());
-        }
-        news
+        routes.chain(listeners).chain(withheld).chain(self.assignments.next_deadline()).min()
     }
 
     /// A new stream begins: what to send first. Nothing that is held has to be sent again.
@@ -274,6 +211,7 @@ impl Cache {
         self.subscribed = Default::default();
         // Another server, another chance.
         self.given_up.clear();
+        self.assignments.forgive();
         let mut requests = Vec::new();
         for kind in ResourceType::ALL {
             let names: Vec<String> = self.wanted(kind).iter().map(ToString::to_string).collect();
@@ -308,8 +246,9 @@ impl Cache {
         let mut refused = Vec::new();
         // What refers comes before what is referred to, or the latter would not be asked for.
         for wave in [
-            [ResourceType::Cluster, ResourceType::Listener],
-            [ResourceType::LoadAssignment, ResourceType::RouteConfiguration],
+            &[ResourceType::Cluster, ResourceType::Listener][..],
+            &[ResourceType::LoadAssignment, ResourceType::RouteConfiguration],
+            &[ResourceType::LbEndpoint],
         ] {
             for (kind, resource) in saved.iter().filter(|(kind, _)| wave.contains(kind)) {
                 self.heard[kind.index()] = true;
@@ -359,7 +298,11 @@ impl Cache {
             let staged = &state.staged.as_ref()?.0;
             Some(format!("listener `{name}` waits for routes `{}`", staged.route_config))
         });
-        routes.chain(listeners).collect()
+        let assignments = self.assignments.waiting().map(|(name, collections)| {
+            let missing: Vec<&str> = collections.take(5).map(|name| &**name).collect();
+            format!("endpoints of `{name}` wait for {}", missing.join(", "))
+        });
+        routes.chain(listeners).chain(assignments).collect()
     }
 
     /// Why the first complete configuration is not live yet; `None` once it is.
@@ -383,11 +326,16 @@ impl Cache {
         ResourceType::ALL.into_iter().any(|kind| {
             let i = kind.index();
             let whole = !kind.legacy_wildcard() || self.heard[i];
-            !whole || self.subscribed[i].iter().any(|name| !self.held[i].contains_key(name))
+            let has = |name: &Arc<str>| match kind {
+                ResourceType::LbEndpoint => self.assignments.is_answered(name),
+                _ => self.held[i].contains_key(name),
+            };
+            !whole || !self.subscribed[i].iter().all(has)
         })
     }
 
-    /// Takes in a resource; the name when it counts, `None` when it was not asked for.
+    /// Takes in a resource; what an acknowledgement may have to wait for when it counts, `None` when it
+    /// was not asked for.
     fn accept(
         &mut self,
         kind: ResourceType,
@@ -400,29 +348,48 @@ impl Cache {
             return Err(format!("it is a {}", any.type_url));
         }
         let value = Bytes::from(any.value);
-        let decoded = self.stage(kind, &value, now)?;
-        let Some(name) = decoded else { return Ok(None) };
+        if kind == ResourceType::LbEndpoint {
+            let endpoint = decode_member(&resource.name, &value).map_err(|e| e.to_string())?;
+            let Some(taken) = self.assignments.put_member(&resource.name, &endpoint)? else {
+                return Ok(None);
+            };
+            self.hold(kind, taken.member, Held { version: resource.version.into(), value });
+            return Ok(Some(taken.collection));
+        }
+        let Some(name) = self.stage(kind, &value, now)? else { return Ok(None) };
         if !resource.name.is_empty() && *resource.name != *name {
             // The body decides; a server that names it otherwise could not remove it again.
             tracing::warn!("{kind}: a resource called `{}` contains `{name}`", resource.name);
         }
-        let held = Held { version: resource.version.into(), value };
+        self.hold(kind, Arc::clone(&name), Held { version: resource.version.into(), value });
+        Ok(Some(name))
+    }
+
+    fn hold(&mut self, kind: ResourceType, name: Arc<str>, held: Held) {
         if kind != ResourceType::Listener {
             self.last_good[kind.index()].insert(Arc::clone(&name), held.clone());
         }
-        self.held[kind.index()].insert(Arc::clone(&name), held);
-        Ok(Some(name))
+        self.held[kind.index()].insert(name, held);
     }
 
     fn stage(&mut self, kind: ResourceType, value: &[u8], now: Instant) -> Result<Option<Arc<str>>, String> {
         let text = |e: config::xds::DecodeError| e.to_string();
         Ok(match kind {
             ResourceType::Cluster => Some(self.put_cluster(decode_cluster(value).map_err(text)?)),
-            ResourceType::LoadAssignment => self.put_assignment(decode_assignment(value).map_err(text)?),
+            ResourceType::LoadAssignment => {
+                let assignment = decode_assignment(value).map_err(text)?;
+                let followed = self.followers.get_key_value(assignment.name.as_str());
+                let name = followed.map(|(name, _)| Arc::clone(name));
+                if let Some(name) = &name {
+                    self.assignments.put(name, assignment, now);
+                }
+                name
+            }
             ResourceType::Listener => Some(self.put_listener(decode_listener(value).map_err(text)?, now)),
             ResourceType::RouteConfiguration => {
                 self.put_routes(decode_route_config(value).map_err(text)?, now)
             }
+            // It has its name from its resource, and is taken in on its own.
             ResourceType::LbEndpoint => None,
         })
     }
@@ -455,25 +422,6 @@ impl Cache {
         name
     }
 
-    fn put_assignment(&mut self, assignment: Assignment) -> Option<Arc<str>> {
-        let (name, followers) = self.followers.get_key_value(assignment.name.as_str())?;
-        let name = Arc::clone(name);
-        self.touched_clusters.extend(followers.iter().cloned());
-        self.assignments.insert(Arc::clone(&name), Arc::new(assignment));
-        Some(name)
-    }
-
-    fn put_listener(&mut self, config: ListenerConfig, now: Instant) -> Arc<str> {
-        let name: Arc<str> = config.name.as_str().into();
-        let state = self.listeners.entry(Arc::clone(&name)).or_default();
-        let since = state.staged.as_ref().map_or(now, |(_, since)| *since);
-        state.staged = (state.live.as_ref() != Some(&config)).then_some((config, since));
-        // What became of an earlier attempt says nothing about this one.
-        state.bound = None;
-        self.listeners_touched = true;
-        name
-    }
-
     fn put_routes(&mut self, config: RouteConfig, now: Instant) -> Option<Arc<str>> {
         if !self.wants_routes(&config.name) {
             return None;
@@ -486,7 +434,8 @@ impl Cache {
         Some(name)
     }
 
-    fn remove(&mut self, kind: ResourceType, name: &str) {
+    /// Takes out a resource; returns what an acknowledgement has to wait for.
+    fn remove(&mut self, kind: ResourceType, name: &str) -> Option<Arc<str>> {
         self.held[kind.index()].remove(name);
         match kind {
             ResourceType::Cluster => {
@@ -494,13 +443,16 @@ impl Cache {
                     cluster.retired = true;
                     self.retired.insert(name.into());
                 }
+                None
             }
             ResourceType::Listener => {
                 self.last_good[kind.index()].remove(name);
                 self.listeners_touched |= self.listeners.remove(name).is_some();
+                Some(name.into())
             }
+            ResourceType::LbEndpoint => self.assignments.remove(name),
             // In use they stay as they were; out of use they are not kept anyway.
-            ResourceType::LoadAssignment | ResourceType::RouteConfiguration | ResourceType::LbEndpoint => {}
+            ResourceType::LoadAssignment | ResourceType::RouteConfiguration => None,
         }
     }
 }

@@ -9,7 +9,10 @@ use std::{
 
 use config::{
     bootstrap::ProxySettings,
-    xds::listener::{ListenerConfig, ListenerTls},
+    xds::{
+        leds,
+        listener::{ListenerConfig, ListenerTls},
+    },
 };
 use envoy_types::pb::envoy::{
     config::core::v3::{Node, node::UserAgentVersionType},
@@ -294,6 +297,7 @@ impl Client {
             user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(
                 env!("CARGO_PKG_VERSION").to_owned(),
             )),
+            client_features: vec![leds::CLIENT_FEATURE.to_owned()],
             ..Default::default()
         }
     }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use config::xds::ResourceType;
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 
 use super::{Cache, ListenerState, MAX_WITHHELD, Update};
 use crate::xds::wire;
@@ -15,7 +16,8 @@ impl Cache {
     /// The names to be subscribed to; none for types that are followed as a whole.
     pub(super) fn wanted(&self, kind: ResourceType) -> BTreeSet<Arc<str>> {
         match kind {
-            ResourceType::Cluster | ResourceType::Listener | ResourceType::LbEndpoint => BTreeSet::new(),
+            ResourceType::Cluster | ResourceType::Listener => BTreeSet::new(),
+            ResourceType::LbEndpoint => self.assignments.wanted().cloned().collect(),
             ResourceType::LoadAssignment => self.followers.keys().cloned().collect(),
             ResourceType::RouteConfiguration => {
                 self.listeners.values().flat_map(ListenerState::route_configs).map(Arc::from).collect()
@@ -23,26 +25,22 @@ impl Cache {
         }
     }
 
-    /// Asks for what became needed, and no longer for what is not.
+    /// Asks for what became needed, and no longer for what is not, which is forgotten.
     pub(super) fn resubscribe(&mut self, update: &mut Update) {
+        for member in self.assignments.take_forgotten() {
+            self.forget(ResourceType::LbEndpoint, &member);
+        }
         let touched = std::mem::take(&mut self.touched_assignments);
+        let collections = self.assignments.take_touched();
         if !self.connected {
             return;
         }
-        let known = &mut self.subscribed[ResourceType::LoadAssignment.index()];
-        let (mut more, mut less) = (Vec::new(), Vec::new());
-        for name in touched {
-            if self.followers.contains_key(&name) {
-                if known.insert(Arc::clone(&name)) {
-                    more.push(name.to_string());
-                }
-            } else if known.remove(&name) {
-                less.push(name.to_string());
-            }
-        }
-        if !more.is_empty() || !less.is_empty() {
-            update.requests.push(wire::subscribe(ResourceType::LoadAssignment, more, less));
-        }
+        let wanted = |name: &str| self.followers.contains_key(name);
+        let kind = ResourceType::LoadAssignment;
+        update.requests.extend(difference(kind, &mut self.subscribed[kind.index()], touched, wanted));
+        let wanted = |name: &str| self.assignments.is_wanted(name);
+        let kind = ResourceType::LbEndpoint;
+        update.requests.extend(difference(kind, &mut self.subscribed[kind.index()], collections, wanted));
         let kind = ResourceType::RouteConfiguration;
         let wanted = self.wanted(kind);
         let known = &mut self.subscribed[kind.index()];
@@ -101,11 +99,32 @@ impl Cache {
             ResourceType::Cluster => {
                 self.clusters.get(name).is_some_and(|cluster| !cluster.retired) && !self.needs_no_wait(name)
             }
-            ResourceType::LoadAssignment | ResourceType::LbEndpoint => false,
+            ResourceType::LoadAssignment => self.assignments.is_staged(name),
+            ResourceType::LbEndpoint => self.assignments.is_awaited(name),
             ResourceType::RouteConfiguration => self.routes.get(name).is_some_and(|r| r.staged.is_some()),
             ResourceType::Listener => {
                 self.listeners.get(name).is_some_and(|l| l.staged.is_some() || l.bound.is_none())
             }
         }
     }
+}
+
+/// Which of the names `touched` are to be asked for from now on, and which no longer; `known` are those
+/// that the server was told of.
+fn difference(
+    kind: ResourceType,
+    known: &mut BTreeSet<Arc<str>>,
+    touched: BTreeSet<Arc<str>>,
+    wanted: impl Fn(&str) -> bool,
+) -> Option<DeltaDiscoveryRequest> {
+    let (mut more, mut less) = (Vec::new(), Vec::new());
+    for name in touched {
+        let text = name.to_string();
+        if wanted(&name) {
+            more.extend(known.insert(name).then_some(text));
+        } else {
+            less.extend(known.remove(&name).then_some(text));
+        }
+    }
+    (!more.is_empty() || !less.is_empty()).then(|| wire::subscribe(kind, more, less))
 }

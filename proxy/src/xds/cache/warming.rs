@@ -13,26 +13,41 @@ impl Cache {
         if self.listeners_touched {
             self.drop_unwanted_routes(update);
         }
+        self.promote_assignments(now);
         self.promote_routes(now, update);
         self.promote_listeners(now, update);
         self.drop_retired_clusters(update);
         // Clusters before the routes that name them.
         let routes = std::mem::take(&mut update.upserts);
-        for name in std::mem::take(&mut self.touched_clusters) {
-            let Some(cluster) = self.clusters.get_mut(&name) else { continue };
-            let assignment = self.assignments.get(cluster.config.assignment.as_str()).cloned();
+        let touched = std::mem::take(&mut self.touched_clusters);
+        for name in &touched {
+            let Some(cluster) = self.clusters.get_mut(name) else { continue };
+            let assignment = self.assignments.whole(&cluster.config.assignment);
             // A live cluster that moves to another assignment keeps its endpoints until that comes.
             if assignment.is_some() || !cluster.shown {
                 cluster.shown = true;
                 if assignment.is_some() {
-                    self.given_up.remove(&name);
+                    self.given_up.remove(name);
                 }
                 update.upserts.push(Change::Cluster(Arc::clone(&cluster.config), assignment));
             }
         }
+        for (assignment, changes) in self.assignments.take_moved() {
+            let followers = self.followers.get(&assignment).into_iter().flatten();
+            let changed = followers.filter(|cluster| !touched.contains(*cluster));
+            let change = |cluster: &Arc<str>| Change::Endpoints(Arc::clone(cluster), Arc::clone(&changes));
+            update.upserts.extend(changed.map(change));
+        }
         update.upserts.extend(routes);
         self.resubscribe(update);
         self.release(now, update);
+    }
+
+    fn promote_assignments(&mut self, now: Instant) {
+        self.warming_timeouts += self.assignments.promote(now);
+        for name in self.assignments.take_whole() {
+            self.touched_clusters.extend(self.followers.get(&name).into_iter().flatten().cloned());
+        }
     }
 
     pub(super) fn promote_routes(&mut self, now: Instant, update: &mut Update) {
@@ -141,7 +156,7 @@ impl Cache {
         followers.remove(cluster);
         if followers.is_empty() {
             self.followers.remove(assignment);
-            self.assignments.remove(assignment);
+            self.assignments.drop(assignment);
             self.forget(ResourceType::LoadAssignment, assignment);
             self.touched_assignments.insert(assignment.into());
         }
@@ -174,12 +189,13 @@ impl Cache {
             ResourceType::LoadAssignment => {
                 self.give_up(self.followers.get(name).cloned().unwrap_or_default());
             }
-            ResourceType::Listener | ResourceType::RouteConfiguration | ResourceType::LbEndpoint => {}
+            ResourceType::LbEndpoint => self.assignments.refused(name),
+            ResourceType::Listener | ResourceType::RouteConfiguration => {}
         }
     }
 
     pub(super) fn is_warm(&self, cluster: &str) -> bool {
         let cluster = self.clusters.get(cluster);
-        cluster.is_some_and(|c| self.assignments.contains_key(c.config.assignment.as_str()))
+        cluster.is_some_and(|c| self.assignments.is_live(&c.config.assignment))
     }
 }

@@ -125,9 +125,15 @@ async fn a_turn_that_comes_to_nothing_is_passed_on_and_a_full_endpoint_is_let_be
 fn cluster(port: u16) -> (Held<Cluster>, Arc<EndpointLoad>) {
     let assignment = cluster::tests::assignment("a/v1", &[(port, config::Health::Ready)]);
     let load = Arc::new(VersionLoad::new("a/v1"));
-    let cluster = Cluster::new(cluster::tests::config("a/v1"), load, Some(&assignment), None);
+    let cluster = Cluster::new(
+        cluster::tests::config("a/v1"),
+        load,
+        Some(&assignment),
+        None,
+        &mut cluster::Left::new(),
+    );
     let cluster = PerCore::new(cluster).hold();
-    let endpoint = Arc::clone(&cluster.endpoints[0].load);
+    let endpoint = cluster::tests::record(&cluster, port);
     (cluster, endpoint)
 }
 
