@@ -5,7 +5,7 @@
 //! - One file a subcommand over the API: [`apply`], [`get`], [`delete`], [`shift`], [`proxies`], [`events`].
 //! - [`register`] and [`echo`]: run an instance; [`hold`] keeps its registration for both.
 //! - [`demo`]: the whole product in ten seconds, as child processes of this executable.
-//! - [`client`]: HTTP to the API; [`manifests`]: reading files; [`flags`], [`output`], [`table`],
+//! - [`client`]: HTTP to the API; [`connection`]: where it is and who asks; [`manifests`]: reading files; [`flags`], [`output`], [`table`],
 //!   [`exit`], [`process`]: what the subcommands share.
 //!
 //! Deliberately absent: logic of either side. What this package decides is only how to say it.
@@ -14,6 +14,7 @@
 
 mod apply;
 mod client;
+mod connection;
 mod delete;
 mod demo;
 mod echo;

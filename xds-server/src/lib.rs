@@ -9,6 +9,7 @@
 //! - [`ads`]: the gRPC streams around it.
 //! - [`fleet`]: the connected clients and how far each has come. [`timeline`]: what happened.
 //! - [`certificates`]: whether the files that gateways and services name can be used.
+//! - [`access`]: who may do what, on the API and on xDS.
 //! - [`api`]: the HTTP API. [`metrics`]: what is counted. [`limit`]: connections in bounds.
 //!
 //! # Flow of a write
@@ -19,6 +20,7 @@
 //! Architecture invariants: `proxy` is never imported. `snapshot`, `subscription`, `registry::world`
 //! and `registry::write` do no I/O. Nothing holds a lock over an `await` or a send.
 
+pub mod access;
 pub mod ads;
 pub mod api;
 pub mod certificates;

@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::access::Refused;
+
 /// Every series of the server. Labels are words of this program, never of its clients, so their
 /// number is bounded.
 pub struct Metrics {
@@ -31,6 +33,8 @@ pub struct Metrics {
     pub api_connections: Gauge,
     /// API connections refused because too many were open.
     pub api_connections_refused: Counter,
+    /// Requests, connections and streams refused for who asked, by what was wrong.
+    pub requests_refused: Family<Refused, Counter>,
     /// Open xDS streams.
     pub streams: Gauge,
     /// Responses sent, by type.
@@ -94,6 +98,7 @@ impl Default for Metrics {
             api_requests: Family::default(),
             api_connections: Gauge::default(),
             api_connections_refused: Counter::default(),
+            requests_refused: Family::default(),
             streams: Gauge::default(),
             responses: Family::default(),
             response_bytes: Family::default(),
@@ -117,6 +122,11 @@ impl Default for Metrics {
             "api_connections_refused",
             "API connections refused at the bound",
             m.api_connections_refused.clone(),
+        );
+        registry.register(
+            "requests_refused",
+            "Requests, connections and streams refused for who asked",
+            m.requests_refused.clone(),
         );
         registry.register("streams", "Open xDS streams", m.streams.clone());
         registry.register("responses", "xDS responses sent", m.responses.clone());

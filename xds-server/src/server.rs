@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::{Access, AccessError},
     ads::{self, Ads},
     api::{
         self, Api,
@@ -42,6 +43,9 @@ pub enum StartError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Who may do what cannot be settled.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// Serving xDS broke off.
     #[error("serving xDS failed: {0}")]
     Serve(io::Error),
@@ -62,6 +66,11 @@ impl Server {
     pub async fn bind(settings: ServerSettings) -> Result<Self, StartError> {
         let (timeline, metrics, fleet) = <(Arc<Timeline>, Arc<Metrics>, Arc<Fleet>)>::default();
         let directory = settings.data_dir.clone();
+        let access = {
+            let (settings, metrics) = (settings.clone(), Arc::clone(&metrics));
+            tokio::task::spawn_blocking(move || Access::open(&settings, &metrics)).await
+        };
+        let access = Arc::new(access.map_err(|e| StoreError(format!("cannot read the access file: {e}")))??);
         let opened = tokio::task::spawn_blocking(move || FileStore::open(&directory)).await;
         let store = opened.map_err(|e| StoreError(format!("cannot open the store: {e}")))??;
         let (api_listener, api_addr) = listen(settings.api_addr, "the API", "--api-addr")?;
@@ -81,9 +90,10 @@ impl Server {
             fleet: Arc::clone(&fleet),
             timeline: Arc::clone(&timeline),
             metrics: Arc::clone(&metrics),
+            access: Arc::clone(&access),
             stop: stop.clone(),
         };
-        let api = Api { registry, fleet, timeline, metrics, stop };
+        let api = Api { registry, fleet, timeline, metrics, access, stop };
         Ok(Self { api, ads, api_listener, xds_listener, api_addr, xds_addr })
     }
 
@@ -137,6 +147,7 @@ impl Server {
         let background = [
             tokio::spawn(Arc::clone(&api.timeline).watch(api.fleet.follow())),
             tokio::spawn(registry.expire()),
+            tokio::spawn(Arc::clone(&api.access).follow()),
             tokio::spawn(stopping),
         ];
         let writer = api.registry.clone();

@@ -22,7 +22,7 @@ use std::{
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{mpsc, watch},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,7 +34,14 @@ use tonic::{
     server::{Grpc, NamedService, StreamingService},
 };
 
-use crate::{fleet::Fleet, limit::Limited, metrics::Metrics, registry::State, timeline::Timeline};
+use crate::{
+    access::{Access, Listener, Peer, Wire},
+    fleet::Fleet,
+    limit::Limited,
+    metrics::Metrics,
+    registry::State,
+    timeline::Timeline,
+};
 use stream::{Requests, Stream};
 use wire::{AdsCodec, Frame};
 
@@ -59,6 +66,8 @@ pub struct Ads {
     pub timeline: Arc<Timeline>,
     /// The counters.
     pub metrics: Arc<Metrics>,
+    /// Who may be which node.
+    pub access: Arc<Access>,
     /// Ends every stream.
     pub stop: CancellationToken,
 }
@@ -67,9 +76,14 @@ pub struct Ads {
 pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
     let stop = ads.stop.clone();
     let stopping = stop.clone();
-    let (accepted, incoming) = mpsc::channel::<io::Result<Limited<TcpStream>>>(1);
+    let (accepted, incoming) = mpsc::channel::<io::Result<Limited<Wire>>>(1);
     let refused = ads.metrics.streams_refused.clone();
-    let bound = crate::limit::Bound { connections: MAX_CONNECTIONS, answer: b"", refused };
+    let bound = crate::limit::Bound {
+        connections: MAX_CONNECTIONS,
+        answer: b"",
+        refused,
+        tls: ads.access.listener(Listener::Xds),
+    };
     let accepting = crate::limit::accept(listener, bound, accepted, stop.clone());
     let mut server = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
@@ -145,7 +159,7 @@ where
     fn call(&mut self, request: Request<Streaming<R>>) -> Self::Future {
         let ads = self.0.clone();
         Box::pin(async move {
-            let peer = request.remote_addr();
+            let peer = request.extensions().get::<Peer>().cloned();
             let requests = Requests::from(request.into_inner());
             let (frames, responses) = mpsc::channel(stream::BUFFERED);
             tokio::spawn(Stream::new(ads, peer, requests, frames).run());

@@ -12,6 +12,7 @@ use tonic::{Status, Streaming};
 
 use super::{Ads, wire::Frame};
 use crate::{
+    access::Peer,
     fleet::{Identity, Membership},
     registry::State,
     subscription::{Reply, Session, Variant},
@@ -80,7 +81,7 @@ impl AnyRequest {
 pub(super) struct Stream {
     ads: Ads,
     variant: Variant,
-    peer: Option<SocketAddr>,
+    peer: Option<Peer>,
     requests: Requests,
     frames: mpsc::Sender<Result<Frame, Status>>,
     state: watch::Receiver<Arc<State>>,
@@ -97,7 +98,7 @@ struct Client {
 impl Stream {
     pub(super) fn new(
         ads: Ads,
-        peer: Option<SocketAddr>,
+        peer: Option<Peer>,
         requests: Requests,
         frames: mpsc::Sender<Result<Frame, Status>>,
     ) -> Self {
@@ -180,7 +181,12 @@ impl Stream {
     fn on_request(&mut self, mut request: AnyRequest) -> Result<(), Status> {
         if self.client.is_none() {
             // "Only the first request on a stream is guaranteed to carry the node identifier."
-            self.client = Some(self.join(&request.node().unwrap_or_default()));
+            let node = request.node().unwrap_or_default();
+            self.ads.access.may_be_node(self.peer.as_ref(), &node.id).map_err(|refusal| {
+                self.ads.metrics.streams_refused.inc();
+                Status::permission_denied(refusal.to_string())
+            })?;
+            self.client = Some(self.join(&node));
         }
         if request.type_url().is_empty() {
             self.ads.metrics.streams_refused.inc();
@@ -236,7 +242,7 @@ impl Stream {
     }
 
     fn join(&self, node: &Node) -> Client {
-        let identity = identity(node, self.variant, self.peer);
+        let identity = identity(node, self.variant, self.peer.as_ref().map(|peer| peer.address));
         let node = identity.node.clone();
         let detail = format!("{} ({})", identity.agent, identity.variant);
         let membership = self.ads.fleet.join(identity);

@@ -1,6 +1,7 @@
 //! The HTTP API: JSON over HTTP/1.1, described by an OpenAPI document it serves itself.
 //!
 //! - [`types`]: what it says.
+//! - `guard`: who may ask for what.
 //! - `request`: what a request may say: bodies in bounds, queries, preconditions, who asks.
 //! - `answer`: refusals as answers.
 //! - `manifests`, `objects`, `endpoints`, `watch`: the handlers.
@@ -9,6 +10,7 @@
 
 mod answer;
 mod endpoints;
+mod guard;
 mod manifests;
 mod objects;
 mod openapi;
@@ -26,7 +28,7 @@ use axum::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{fleet::Fleet, metrics::Metrics, registry::Registry, timeline::Timeline};
+use crate::{access::Access, fleet::Fleet, metrics::Metrics, registry::Registry, timeline::Timeline};
 pub(crate) use answer::error_body;
 pub(crate) use manifests::{check_certificates, read as read_manifests};
 pub use server::serve;
@@ -42,6 +44,8 @@ pub struct Api {
     pub timeline: Arc<Timeline>,
     /// The counters.
     pub metrics: Arc<Metrics>,
+    /// Who may do what.
+    pub access: Arc<Access>,
     /// Ends what would go on for ever.
     pub stop: CancellationToken,
 }
@@ -69,7 +73,8 @@ fn router(api: Api) -> Router {
         .route("/metrics", get(watch::metrics))
         .fallback(answer::no_such_page)
         .method_not_allowed_fallback(answer::no_such_method)
-        .layer(axum::middleware::from_fn(request::no_foreign_page))
+        .layer(axum::middleware::from_fn_with_state(api.clone(), request::no_foreign_page))
+        .layer(axum::middleware::from_fn_with_state(api.clone(), guard::admit))
         // Each handler reads its body within its own bound.
         .layer(DefaultBodyLimit::disable())
         .layer(Extension(endpoints::Holds::default()))
