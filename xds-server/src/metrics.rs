@@ -35,6 +35,8 @@ pub struct Metrics {
     pub api_connections_refused: Counter,
     /// Requests, connections and streams refused for who asked, by what was wrong.
     pub requests_refused: Family<Refused, Counter>,
+    /// How many of the access file and the TLS files cannot be used as they are now.
+    pub access_failing: Gauge,
     /// Open xDS streams.
     pub streams: Gauge,
     /// Responses sent, by type.
@@ -99,6 +101,7 @@ impl Default for Metrics {
             api_connections: Gauge::default(),
             api_connections_refused: Counter::default(),
             requests_refused: Family::default(),
+            access_failing: Gauge::default(),
             streams: Gauge::default(),
             responses: Family::default(),
             response_bytes: Family::default(),
@@ -127,6 +130,11 @@ impl Default for Metrics {
             "requests_refused",
             "Requests, connections and streams refused for who asked",
             m.requests_refused.clone(),
+        );
+        registry.register(
+            "access_failing",
+            "How many of the access file and the TLS files have changed and cannot be used",
+            m.access_failing.clone(),
         );
         registry.register("streams", "Open xDS streams", m.streams.clone());
         registry.register("responses", "xDS responses sent", m.responses.clone());

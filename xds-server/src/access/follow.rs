@@ -48,6 +48,11 @@ impl<T> Followed<T> {
         Ok(Self { what, value: ArcSwap::from_pointee(value), read: Box::new(read), seen })
     }
 
+    /// Whether the files as they are now cannot be used.
+    pub(super) fn is_failing(&self) -> bool {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).trouble.is_some()
+    }
+
     pub(super) fn current(&self) -> Arc<T> {
         self.value.load_full()
     }

@@ -30,6 +30,7 @@ mod wire;
 use std::{path::Path, sync::Arc};
 
 use config::bootstrap::ServerSettings;
+use prometheus_client::metrics::gauge::Gauge;
 
 use crate::metrics::Metrics;
 use follow::Followed;
@@ -55,6 +56,7 @@ pub struct Access {
     /// Whether clients of xDS show certificates, to which their node ids are bound.
     nodes_are_bound: bool,
     refusals: Refusals,
+    failing: Gauge,
 }
 
 impl Access {
@@ -79,18 +81,25 @@ impl Access {
             tls,
             nodes_are_bound,
             refusals: Refusals::new(&metrics.requests_refused),
+            failing: metrics.access_failing.clone(),
         })
     }
 
     /// Keeps what is in force like its files, for ever.
     pub async fn follow(self: Arc<Self>) {
         follow::run(move || {
+            let mut failing = 0;
             if let Some(policy) = &self.policy {
                 policy.compare();
+                failing += i64::from(policy.is_failing());
             }
-            if let Some(tls) = self.tls.as_ref().filter(|tls| tls.compare()) {
-                tls.current().warn_of_validity();
+            if let Some(tls) = &self.tls {
+                if tls.compare() {
+                    tls.current().warn_of_validity();
+                }
+                failing += i64::from(tls.is_failing());
             }
+            self.failing.set(failing);
         })
         .await;
     }

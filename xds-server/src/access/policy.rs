@@ -24,6 +24,13 @@ pub(crate) enum Who {
     Certificate(Arc<str>),
 }
 
+impl Who {
+    /// Whether it has shown something that a browser does not send by itself to wherever a name leads.
+    pub(crate) fn is_known(&self) -> bool {
+        matches!(self, Self::Token(_) | Self::Certificate(_))
+    }
+}
+
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
 };
 
@@ -16,8 +16,8 @@ const LINES: u32 = 10;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What was wrong with who asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum By {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
     /// Nothing was shown.
     Nobody,
     /// The token is none, or unknown.
@@ -35,15 +35,28 @@ pub enum By {
 }
 
 impl By {
-    const ALL: [Self; 7] =
-        [Self::Nobody, Self::Token, Self::Certificate, Self::Handshake, Self::Role, Self::Node, Self::Page];
+    /// Each with the word it is counted as.
+    const ALL: [(&str, Self); 7] = [
+        ("nobody", Self::Nobody),
+        ("token", Self::Token),
+        ("certificate", Self::Certificate),
+        ("handshake", Self::Handshake),
+        ("role", Self::Role),
+        ("node", Self::Node),
+        ("page", Self::Page),
+    ];
+
+    fn label(self) -> Refused {
+        let word = Self::ALL.iter().find(|(_, by)| *by == self).map_or("", |(word, _)| word);
+        Refused { by: word }
+    }
 }
 
 /// The label of a refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Refused {
-    /// What was wrong.
-    pub by: By,
+    /// What was wrong, in one of a few words.
+    pub by: &'static str,
 }
 
 /// Refusals by what was wrong.
@@ -60,9 +73,9 @@ struct Log {
 
 impl Refusals {
     pub(super) fn new(counted: &Family<Refused, Counter>) -> Self {
-        for by in By::ALL {
+        for (_, by) in By::ALL {
             // Zero is worth showing: an alert needs the series before its first step.
-            drop(counted.get_or_create(&Refused { by }));
+            drop(counted.get_or_create(&by.label()));
         }
         Self {
             counted: counted.clone(),
@@ -72,13 +85,14 @@ impl Refusals {
 
     /// Counts a refusal and logs it, unless there were many this second.
     pub(super) fn note(&self, by: By, what: impl Display) {
-        self.counted.get_or_create(&Refused { by }).inc();
+        let label = by.label();
+        self.counted.get_or_create(&label).inc();
         let turn = self.log.lock().unwrap_or_else(PoisonError::into_inner).turn(Instant::now());
         let Some(left_out) = turn else { return };
         if left_out > 0 {
             tracing::warn!("{left_out} more refusals were counted and not logged");
         }
-        tracing::warn!(?by, "refused {what}");
+        tracing::warn!(by = label.by, "refused {what}");
     }
 }
 
@@ -119,7 +133,7 @@ mod tests {
         for _ in 0..100 {
             refusals.note(By::Token, "x");
         }
-        assert_eq!(counted.get_or_create(&Refused { by: By::Token }).get(), 100);
-        assert_eq!(counted.get_or_create(&Refused { by: By::Node }).get(), 0);
+        assert_eq!(counted.get_or_create(&By::Token.label()).get(), 100);
+        assert_eq!(counted.get_or_create(&By::Node.label()).get(), 0);
     }
 }

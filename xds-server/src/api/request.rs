@@ -1,6 +1,6 @@
 //! What a request may say: bodies in bounds, queries, preconditions, who asks.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use axum::{
     body::Body,
@@ -34,7 +34,8 @@ const MAX_WAIT: Duration = Duration::from_mins(5);
 /// asks nobody who they are, and a browser on this machine reaches loopback, or has a certificate
 /// (RFC 6454 §7, `Origin`).
 pub(super) async fn no_foreign_page(State(api): State<Api>, request: Request, next: Next) -> Response {
-    if is_foreign(request.headers()) {
+    let knows_who = request.extensions().get::<Who>().is_some_and(Who::is_known);
+    if is_foreign(request.headers(), knows_who) {
         let from = request.extensions().get::<Peer>().map(|peer| peer.address.to_string());
         api.access.note(By::Page, format_args!("a page of another site, from {}", from.unwrap_or_default()));
         ApiError::ForeignPage.into_response()
@@ -43,12 +44,25 @@ pub(super) async fn no_foreign_page(State(api): State<Api>, request: Request, ne
     }
 }
 
-fn is_foreign(headers: &HeaderMap) -> bool {
+/// A page of this host is no other site; but while nobody has to say who they are, a host by name may be
+/// another site's, whose name leads to this machine for a moment (DNS rebinding).
+fn is_foreign(headers: &HeaderMap, knows_who: bool) -> bool {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     text(header::ORIGIN).is_some_and(|origin| {
         let authority = origin.split_once("://").map(|(_, authority)| authority);
-        authority.is_none() || authority != text(header::HOST)
+        authority.is_none_or(|authority| {
+            Some(authority) != text(header::HOST) || !knows_who && !is_of_this_machine(authority)
+        })
     })
+}
+
+/// Whether a browser that goes to `authority` asks no name server for the way.
+fn is_of_this_machine(authority: &str) -> bool {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
 }
 
 /// Who asks: who was admitted, if they had to say; the `x-sluicegate-actor` header, which anybody may
