@@ -21,7 +21,7 @@ pub(crate) struct Connection {
     /// Address of the server's API
     #[arg(long, env = "SLUICEGATE_API", default_value = DEFAULT_API, value_name = "URL")]
     pub(crate) api: String,
-    /// A file with the token to show; the variable SLUICEGATE_TOKEN may hold the token itself
+    /// A file with the token to show, unless the environment holds the token itself
     #[arg(long, env = "SLUICEGATE_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// The authorities to know an https server by, as a PEM file

@@ -61,6 +61,7 @@ Examples:
   sluicegate shift checkout v2=10% --wait       a tenth of the traffic to v2
 
 Exit codes: 0 ok, 1 failed, 2 usage or invalid input, 3 cannot reach the server.
+SLUICEGATE_TOKEN is shown to a server that asks who you are.
 RUST_LOG sets what is logged to stderr, for example RUST_LOG=debug.";
 
 #[derive(Subcommand)]

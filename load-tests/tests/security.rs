@@ -104,11 +104,10 @@ impl Guarded {
     }
 
     fn proxy_flags(&self, pair: &Pair) -> [String; 6] {
-        let flag = |flag: &str, path: &Path| [flag.to_owned(), path.display().to_string()];
-        let [a, b] = flag("--xds-ca", &self.authority.ca());
-        let [c, d] = flag("--xds-cert", &pair.cert);
-        let [e, f] = flag("--xds-key", &pair.key);
-        [a, b, c, d, e, f]
+        let shown = |path: &Path| path.display().to_string();
+        let files = [shown(&self.authority.ca()), shown(&pair.cert), shown(&pair.key)];
+        let [ca, cert, key] = files;
+        ["--xds-ca".to_owned(), ca, "--xds-cert".to_owned(), cert, "--xds-key".to_owned(), key]
     }
 
     async fn edge(&self, node: &str, pair: &Pair) -> Edge {

@@ -86,14 +86,14 @@ async fn hand_on(
         let mut first = [0];
         let speaks = tokio::time::timeout(FIRST_BYTE_TIMEOUT, limited.stream.peek(&mut first)).await;
         let Ok(Ok(1..)) = speaks else { return };
-        let Limited { stream, _permit } = limited;
+        let Limited { stream, _permit: permit } = limited;
         let wire = match tls {
             Some(tls) => tls.accept(stream).await,
             None => Wire::clear(stream).ok(),
         };
         if let Some(stream) = wire {
             // An error means that the server stops.
-            let _ = accepted.send(Ok(Limited { stream, _permit })).await;
+            let _ = accepted.send(Ok(Limited { stream, _permit: permit })).await;
         }
     };
     tokio::select! {

@@ -186,7 +186,7 @@ async fn over_tls_a_certificate_or_a_token_says_who_asks() {
     let stranger = Authority::new(&scratch, "stranger");
     let server_pair = authority.issue("server", &["127.0.0.1"]);
     let mut settings = settings(&scratch);
-    settings.tls = with_tls(server_pair, Some(&authority.ca));
+    settings.tls = Some(with_tls(server_pair, Some(&authority.ca)));
     let more = "certificates: [{san: \"spiffe://x.org/ci/*\", roles: [shift], services: [checkout]}]\n";
     settings.access = Some(access(&scratch, more));
     let server = Running::start(settings).await;
@@ -222,7 +222,7 @@ async fn a_proxy_shows_a_certificate_and_is_only_the_node_it_is_for() {
     let authority = Authority::new(&scratch, "ca");
     let stranger = Authority::new(&scratch, "stranger");
     let mut settings = settings(&scratch);
-    settings.tls = with_tls(authority.issue("server", &["127.0.0.1"]), Some(&authority.ca));
+    settings.tls = Some(with_tls(authority.issue("server", &["127.0.0.1"]), Some(&authority.ca)));
     let server = Running::start(settings).await;
     let anonymous = authority.client(None);
     let api = Ask { tls: Some(&anonymous), ..NOTHING };
@@ -257,7 +257,7 @@ async fn rules_say_which_certificates_may_be_which_nodes() {
     let scratch = Scratch::new("rules");
     let authority = Authority::new(&scratch, "ca");
     let mut settings = settings(&scratch);
-    settings.tls = with_tls(authority.issue("server", &["127.0.0.1"]), Some(&authority.ca));
+    settings.tls = Some(with_tls(authority.issue("server", &["127.0.0.1"]), Some(&authority.ca)));
     settings.access = Some(access(&scratch, "proxies: [{san: \"*.edge.x.org\", node: \"edge-*\"}]\n"));
     let server = Running::start(settings).await;
     let edge = authority.client(Some(authority.issue("edge", &["a.edge.x.org"])));
@@ -276,7 +276,7 @@ async fn certificates_and_authorities_are_followed_without_a_restart() {
     let (old, new) = (Authority::new(&scratch, "old"), Authority::new(&scratch, "new"));
     let clients = scratch.put("clients.pem", std::fs::read(&old.ca).unwrap());
     let mut settings = settings(&scratch);
-    settings.tls = with_tls(old.issue("server", &["127.0.0.1"]), Some(&clients));
+    settings.tls = Some(with_tls(old.issue("server", &["127.0.0.1"]), Some(&clients)));
     let server = Running::start(settings).await;
     let edge_of = |authority: &Authority<'_>, name: &str| Some(authority.issue(name, &["edge"]));
     let (old_edge, new_edge) = (edge_of(&old, "old-edge"), edge_of(&new, "new-edge"));
@@ -332,7 +332,7 @@ async fn a_bad_start_is_told_with_file_line_and_field() {
     bad.access = Some(scratch.put("access.yaml", "proxies: []"));
     assert!(refused(bad.clone()).await.contains("--client-ca"));
     bad.access = None;
-    bad.tls = with_tls(scratch.pair("none"), None);
+    bad.tls = Some(with_tls(scratch.pair("none"), None));
     assert!(refused(bad.clone()).await.starts_with("--tls-cert, --tls-key: "));
 }
 
@@ -341,7 +341,7 @@ async fn a_handshake_that_stops_halfway_is_given_up() {
     let scratch = Scratch::new("slow");
     let authority = Authority::new(&scratch, "ca");
     let mut settings = settings(&scratch);
-    settings.tls = with_tls(authority.issue("server", &["127.0.0.1"]), None);
+    settings.tls = Some(with_tls(authority.issue("server", &["127.0.0.1"]), None));
     let server = Running::start(settings).await;
     for address in [server.api, server.xds] {
         let began = tokio::time::Instant::now();

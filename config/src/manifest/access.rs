@@ -51,23 +51,31 @@ fn document_of(node: &Node, cx: &mut Context<'_>) -> Option<Access> {
         }),
         None => Some(None),
     };
-    let tokens = list(&fields, cx, "tokens", token).map(Option::unwrap_or_default);
-    let certificates = list(&fields, cx, "certificates", certificate).map(Option::unwrap_or_default);
-    let proxies = list(&fields, cx, "proxies", proxy);
+    let tokens = match fields.optional("tokens") {
+        Some(node) => list(node, cx, "tokens", token),
+        None => Some(Vec::new()),
+    };
+    let certificates = match fields.optional("certificates") {
+        Some(node) => list(node, cx, "certificates", certificate),
+        None => Some(Vec::new()),
+    };
+    let proxies = match fields.optional("proxies") {
+        Some(node) => list(node, cx, "proxies", proxy).map(Some),
+        None => Some(None),
+    };
     if let (Some(tokens), Some(node)) = (&tokens, fields.optional("tokens")) {
         unique(tokens, node, cx);
     }
     Some(Access { loopback: loopback?, tokens: tokens?, certificates: certificates?, proxies: proxies? })
 }
 
-/// The entries of `name`; `None` inside when it is left out.
+/// The entries of `name`.
 fn list<T>(
-    fields: &Fields<'_>,
+    node: &Node,
     cx: &mut Context<'_>,
     name: &str,
     read: impl Fn(&Node, &mut Context<'_>) -> Option<T>,
-) -> Option<Option<Vec<T>>> {
-    let Some(node) = fields.optional(name) else { return Some(None) };
+) -> Option<Vec<T>> {
     cx.within(name, |cx| {
         let items = cx.list(node, name)?;
         if items.len() > MAX_ENTRIES {
@@ -77,7 +85,7 @@ fn list<T>(
         let read = |(i, item)| cx.within(format!("[{i}]"), |cx| read(item, cx));
         // All of them, so that all that is wrong is told.
         let entries: Vec<Option<T>> = items.iter().enumerate().map(read).collect();
-        entries.into_iter().collect::<Option<Vec<T>>>().map(Some)
+        entries.into_iter().collect()
     })
 }
 

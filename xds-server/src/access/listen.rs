@@ -50,9 +50,9 @@ mod tests {
         settings
     }
 
-    fn tls(client_ca: bool) -> Option<ServerTls> {
+    fn tls(client_ca: bool) -> ServerTls {
         let certificate = CertificateFiles { cert: "/c".into(), key: "/k".into() };
-        Some(ServerTls { certificate, client_ca: client_ca.then(|| "/ca".into()) })
+        ServerTls { certificate, client_ca: client_ca.then(|| "/ca".into()) }
     }
 
     #[test]
@@ -70,7 +70,7 @@ mod tests {
             assert!(check(&api).unwrap_err().starts_with(&format!("--api-addr {far} is reached")));
             api.access = Some("/access".into());
             assert!(check(&api).is_err(), "tokens in the clear");
-            api.tls = tls(false);
+            api.tls = Some(tls(false));
             assert_eq!(check(&api), Ok(()));
             api.access = None;
             assert!(check(&api).is_err());
@@ -78,9 +78,9 @@ mod tests {
             let mut xds = settings(near, far);
             assert!(check(&xds).unwrap_err().starts_with(&format!("--xds-addr {far} is reached")));
             xds.access = Some("/access".into());
-            xds.tls = tls(false);
+            xds.tls = Some(tls(false));
             assert!(check(&xds).is_err(), "proxies without names");
-            xds.tls = tls(true);
+            xds.tls = Some(tls(true));
             assert_eq!(check(&xds), Ok(()));
 
             let mut open = settings(far, far);

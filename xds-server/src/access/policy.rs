@@ -252,13 +252,12 @@ mod tests {
     }
 
     fn hex(token: &str) -> String {
-        digest_of(token).iter().map(|b| format!("{b:02x}")).collect()
+        digest_of(token).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
     }
 
     fn peer(address: &str, names: Option<&[&str]>) -> Peer {
-        let san = |name: &&str| match name.contains("://") {
-            true => San::Uri((*name).to_owned()),
-            false => San::Dns((*name).to_owned()),
+        let san = |name: &&str| {
+            if name.contains("://") { San::Uri((*name).to_owned()) } else { San::Dns((*name).to_owned()) }
         };
         Peer::new(address.parse().unwrap(), names.map(|names| names.iter().map(san).collect()))
     }

@@ -66,7 +66,7 @@ impl Material {
         match self.certificate.validity(SystemTime::now()) {
             Validity::Valid => {}
             Validity::Expired => {
-                tracing::warn!("the certificate of --tls-cert has expired; clients will refuse it")
+                tracing::warn!("the certificate of --tls-cert has expired; clients will refuse it");
             }
             Validity::NotYet => {
                 tracing::warn!("the certificate of --tls-cert is not valid yet; clients will refuse it");

@@ -116,8 +116,8 @@ pub(crate) fn settings(scratch: &Scratch) -> ServerSettings {
     settings
 }
 
-pub(crate) fn with_tls(certificate: CertificateFiles, client_ca: Option<&Path>) -> Option<ServerTls> {
-    Some(ServerTls { certificate, client_ca: client_ca.map(Path::to_owned) })
+pub(crate) fn with_tls(certificate: CertificateFiles, client_ca: Option<&Path>) -> ServerTls {
+    ServerTls { certificate, client_ca: client_ca.map(Path::to_owned) }
 }
 
 /// A server that runs until it is stopped.
@@ -187,10 +187,8 @@ impl Running {
         body: &str,
     ) -> std::io::Result<Answer> {
         let token = ask.token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
-        let host = match ask.headers.contains("host: ") {
-            true => String::new(),
-            false => format!("host: {}\r\n", self.api),
-        };
+        let host =
+            if ask.headers.contains("host: ") { String::new() } else { format!("host: {}\r\n", self.api) };
         let request = format!(
             "{method} {path} HTTP/1.1\r\n{host}connection: close\r\n{token}{}content-length: {}\r\n\r\n{body}",
             ask.headers,
