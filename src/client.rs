@@ -3,12 +3,14 @@
 use std::{env, fmt, io, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
+use config::tls::ClientTls;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode,
     body::Incoming,
-    header::{CONTENT_TYPE, ETAG, IF_MATCH},
+    header::{AUTHORIZATION, CONTENT_TYPE, ETAG, IF_MATCH},
 };
+use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
@@ -16,7 +18,7 @@ use hyper_util::{
 use serde::{Serialize, de::DeserializeOwned};
 use xds_server::api::types::{ErrorAnswer, ErrorBody};
 
-use crate::{exit, exit::Invalid, process};
+use crate::{connection::Token, exit, exit::Invalid, process};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Over loopback an answer takes microseconds; a server that is this slow is as good as away.
@@ -99,18 +101,45 @@ pub(crate) struct Client {
     /// Without a slash at the end.
     base: String,
     actor: String,
-    http: legacy::Client<HttpConnector, Full<Bytes>>,
+    token: Option<Token>,
+    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
 impl Client {
-    /// A client of the API at `api`, a URL or `host:port`.
+    /// A client of the API at `api`, a URL or `host:port`, in the clear and with nothing to show.
     pub(crate) fn new(api: &str) -> anyhow::Result<Self> {
+        Self::secure(api, None, None)
+    }
+
+    /// A client that shows `token`, and reaches an https `api` by `tls`.
+    pub(crate) fn secure(api: &str, token: Option<Token>, tls: Option<&ClientTls>) -> anyhow::Result<Self> {
+        let base = base_url(api)?;
+        let uri: hyper::Uri = base.parse()?;
+        let invalid = |why: String| Invalid(format!("--api {api}: {why}"));
+        if token.is_some() {
+            Token::check(&uri).map_err(invalid)?;
+        }
+        let config = match tls {
+            Some(tls) => tls.read().map_err(|e| Invalid(e.to_string()))?,
+            None if uri.scheme_str() == Some("https") => {
+                let why = "which authorities to know it by is not said; name their certificates with --ca";
+                return Err(invalid(why.to_owned()).into());
+            }
+            // Never used: the URL has no TLS.
+            None => ClientTls::trusting_nobody()?,
+        };
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
+        connector.enforce_http(false);
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
         let http =
             legacy::Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
-        Ok(Self { base: base_url(api)?, actor: actor(), http })
+        Ok(Self { base, actor: actor(), token, http })
     }
 
     /// A call, to be completed and sent.
@@ -152,9 +181,9 @@ fn base_url(api: &str) -> anyhow::Result<String> {
     let url = url.trim_end_matches('/').to_owned();
     let uri: hyper::Uri = url.parse().map_err(|e| invalid(format!("{e}")))?;
     match (uri.scheme_str(), uri.query()) {
-        (Some("http"), None) => Ok(url),
-        (Some("http"), Some(_)) => Err(invalid("a query has no place in it".to_owned()).into()),
-        _ => Err(invalid("the API speaks plain http".to_owned()).into()),
+        (Some("http" | "https"), None) => Ok(url),
+        (Some("http" | "https"), Some(_)) => Err(invalid("a query has no place in it".to_owned()).into()),
+        _ => Err(invalid("the API speaks http and https".to_owned()).into()),
     }
 }
 
@@ -239,6 +268,9 @@ impl Call<'_> {
             request.headers_mut().extend(self.headers);
             let actor = client.actor.parse().unwrap_or_else(|_| "sluicegate".parse().expect("a constant"));
             request.headers_mut().insert("x-sluicegate-actor", actor);
+            if let Some(token) = &client.token {
+                request.headers_mut().insert(AUTHORIZATION, token.header());
+            }
         }
         let request = request.map_err(|e| client.unreachable(e.to_string()))?;
         let response = client.http.request(request).await.map_err(|e| client.unreachable(root_cause(&e)))?;
@@ -339,7 +371,8 @@ mod tests {
     fn an_address_is_a_url_with_or_without_its_scheme() {
         assert_eq!(base_url("127.0.0.1:18080").unwrap(), "http://127.0.0.1:18080");
         assert_eq!(base_url("http://[::1]:1/").unwrap(), "http://[::1]:1");
-        for bad in ["https://a:1", "http://", "a b", "http://a?x=1", ""] {
+        assert_eq!(base_url("https://a:1").unwrap(), "https://a:1");
+        for bad in ["ftp://a:1", "http://", "a b", "http://a?x=1", ""] {
             assert!(base_url(bad).is_err(), "{bad}");
         }
     }

@@ -21,6 +21,7 @@ use xds_server::api::types::EndpointBody;
 
 use crate::{
     client::Client,
+    connection::Connection,
     exit, flags,
     hold::{Registration, State},
     output,
@@ -57,9 +58,8 @@ pub(crate) struct Echo {
     /// Failure domain to register
     #[arg(long, requires = "service")]
     zone: Option<Zone>,
-    /// Address of the server's API
-    #[arg(long, env = "SLUICEGATE_API", default_value = flags::DEFAULT_API, value_name = "URL")]
-    api: String,
+    #[command(flatten)]
+    connection: Connection,
     /// Stop when standard input ends, for parents that must not leave it behind
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
@@ -69,7 +69,7 @@ impl Echo {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let mut signals = Signals::new()?;
         let id = self.id.clone().map_or_else(register::default_id, Ok)?;
-        let client = Client::new(&self.api)?;
+        let client = self.connection.client()?;
         let listener = TcpListener::bind(self.listen)
             .await
             .with_context(|| format!("cannot listen on {}", self.listen))?;

@@ -47,7 +47,7 @@ impl Events {
         loop {
             let Some(text) = lines.next().await? else {
                 return Err(crate::client::Error::Unreachable {
-                    api: self.api.api,
+                    api: client.base().to_owned(),
                     cause: "the server has ended the stream".to_owned(),
                 }
                 .into());

@@ -4,26 +4,22 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::client::Client;
+use crate::{client::Client, connection::Connection};
 
 /// Where the API is, and how to print what it says.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Api {
-    /// Address of the server's API
-    #[arg(long, env = "SLUICEGATE_API", default_value = DEFAULT_API, value_name = "URL")]
-    pub(crate) api: String,
+    #[command(flatten)]
+    connection: Connection,
     /// How to print: a table for people, or the API's JSON
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
 }
 
-/// Where a server listens unless told otherwise.
-pub(crate) const DEFAULT_API: &str = "http://127.0.0.1:18080";
-
 impl Api {
     /// A client of that API.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
-        Client::new(&self.api)
+        self.connection.client()
     }
 }
 

@@ -6,7 +6,7 @@
 //!   [`events`].
 //! - [`register`] and [`echo`]: run an instance; [`hold`] keeps its registration for both.
 //! - [`demo`]: the whole product in ten seconds, as child processes of this executable.
-//! - [`client`]: HTTP to the API; [`manifests`]: reading files; [`flags`], [`output`], [`table`],
+//! - [`client`]: HTTP to the API; [`connection`]: where it is and who asks; [`manifests`]: reading files; [`flags`], [`output`], [`table`],
 //!   [`exit`], [`process`]: what the subcommands share.
 //!
 //! Deliberately absent: logic of either side. What this package decides is only how to say it.
@@ -15,6 +15,7 @@
 
 mod apply;
 mod client;
+mod connection;
 mod delete;
 mod demo;
 mod echo;
@@ -62,6 +63,7 @@ Examples:
   sluicegate shift checkout v2=10% --wait       a tenth of the traffic to v2
 
 Exit codes: 0 ok, 1 failed, 2 usage or invalid input, 3 cannot reach the server.
+SLUICEGATE_TOKEN is shown to a server that asks who you are.
 RUST_LOG sets what is logged to stderr, for example RUST_LOG=debug.";
 
 #[derive(Subcommand)]

@@ -16,6 +16,7 @@ use xds_server::api::types::EndpointBody;
 
 use crate::{
     client::{self, Client},
+    connection::{self, Connection},
     exit::{self, Invalid},
     flags,
     hold::{Registration, State},
@@ -58,9 +59,8 @@ pub(crate) struct Register {
     /// How long the app may take until it accepts connections
     #[arg(long, value_parser = flags::duration, default_value = "60s", value_name = "TIME")]
     ready_timeout: Duration,
-    /// Address of the server's API
-    #[arg(long, env = "SLUICEGATE_API", default_value = flags::DEFAULT_API, value_name = "URL")]
-    api: String,
+    #[command(flatten)]
+    connection: Connection,
     /// The app and its arguments
     #[arg(last = true, value_name = "APP")]
     app: Vec<OsString>,
@@ -68,7 +68,7 @@ pub(crate) struct Register {
 
 impl Register {
     pub(crate) async fn run(self) -> anyhow::Result<u8> {
-        let client = Client::new(&self.api)?;
+        let client = self.connection.client()?;
         let addresses = resolve(&self.address).await?;
         // Before the app is started, so that no signal finds it without its keeper.
         let signals = Signals::new()?;
@@ -200,6 +200,8 @@ async fn resolve(address: &str) -> anyhow::Result<Vec<SocketAddr>> {
 fn start(program: &OsString, arguments: &[OsString]) -> anyhow::Result<Child> {
     Command::new(program)
         .args(arguments)
+        // What this process may do is not the app's to do.
+        .env_remove(connection::TOKEN)
         // A group of its own: Ctrl-C on a terminal reaches every process of a group at once, and would
         // stop the app before its registration is withdrawn.
         .process_group(0)

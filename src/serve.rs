@@ -86,6 +86,7 @@ pub(crate) fn serve(command: Serve) -> anyhow::Result<()> {
     manifests::check(&files)?;
     command.process.prepare()?;
     let settings = command.server.settings(&command.data);
+    command.proxy.can_follow(&settings)?;
     run(async move {
         let mut signals = Signals::new()?;
         let mut server = start_server(settings, files);
@@ -199,12 +200,13 @@ async fn or_at_once(
 struct ServerAt {
     api: std::net::SocketAddr,
     xds: std::net::SocketAddr,
+    has_tls: bool,
 }
 
 /// Starts a server on a thread of its own; it serves when it has applied the files.
 fn start_server(settings: ServerSettings, files: Vec<File>) -> Side<ServerAt> {
     Side::start("xds-server", move |started: Started<ServerAt>, stop| async move {
-        let (api, xds) = (settings.api_addr, settings.xds_addr);
+        let (api, xds, has_tls) = (settings.api_addr, settings.xds_addr, settings.tls.is_some());
         let server = xds_server::Server::bind(settings)
             .await
             .with_context(|| format!("cannot start the server (API at {api}, xDS at {xds})"))?;
@@ -213,7 +215,7 @@ fn start_server(settings: ServerSettings, files: Vec<File>) -> Side<ServerAt> {
             let answer = server.apply(files, "serve -f").await.map_err(|e| refused(&e))?;
             tracing::info!("{}", applied(&answer));
         }
-        started.tell(ServerAt { api: server.api_addr(), xds: server.xds_addr() });
+        started.tell(ServerAt { api: server.api_addr(), xds: server.xds_addr(), has_tls });
         Ok(server.serve(stop).await?)
     })
 }

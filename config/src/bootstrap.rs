@@ -2,9 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-/// Default address of the HTTP API: loopback, because it has no authentication.
+use crate::tls::{CertificateFiles, ClientTls};
+
+/// Default address of the HTTP API: loopback, which needs no authentication.
 pub const DEFAULT_API_ADDR: &str = "127.0.0.1:18080";
-/// Default address of the xDS server: loopback, because it has no authentication.
+/// Default address of the xDS server: loopback, which needs no authentication.
 pub const DEFAULT_XDS_ADDR: &str = "127.0.0.1:18000";
 /// Default address of a proxy's admin interface.
 pub const DEFAULT_ADMIN_ADDR: &str = "127.0.0.1:19000";
@@ -22,6 +24,22 @@ pub struct ServerSettings {
     pub hold_grace: Duration,
     /// How often proxies are asked to report their load.
     pub load_interval: Duration,
+    /// The access file of the API; without one, whoever reaches the API may do everything.
+    pub access: Option<PathBuf>,
+    /// What the API and xDS speak TLS with; `None` in the clear.
+    pub tls: Option<ServerTls>,
+    /// Whether to listen beyond loopback though nobody would have to say who they are.
+    pub insecure: bool,
+}
+
+/// The TLS of a server's listeners, as PEM files that are followed when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerTls {
+    /// What the server shows.
+    pub certificate: CertificateFiles,
+    /// The authorities of its clients: with them clients of xDS have to show a certificate, and clients
+    /// of the API may.
+    pub client_ca: Option<PathBuf>,
 }
 
 impl ServerSettings {
@@ -33,6 +51,9 @@ impl ServerSettings {
             data_dir: data_dir.into(),
             hold_grace: Duration::from_secs(10),
             load_interval: Duration::from_secs(1),
+            access: None,
+            tls: None,
+            insecure: false,
         }
     }
 }
@@ -46,6 +67,10 @@ pub struct ProxySettings {
     pub node_cluster: String,
     /// xDS servers, as `host:port`, in order of preference; at least one.
     pub servers: Vec<String>,
+    /// How the servers are reached over TLS; `None` in the clear. Files are read for each connection.
+    pub xds_tls: Option<ClientTls>,
+    /// The name that the servers' certificates are for; `None` is the host of each.
+    pub xds_name: Option<String>,
     /// Where the admin interface listens; port 0 chooses a free one.
     pub admin_addr: SocketAddr,
     /// Where the last good configuration is kept; `None` keeps none.
@@ -65,6 +90,8 @@ impl ProxySettings {
             node_id: node_id.into(),
             node_cluster: "edge".to_owned(),
             servers,
+            xds_tls: None,
+            xds_name: None,
             admin_addr: DEFAULT_ADMIN_ADDR.parse().expect("a constant address"),
             last_good: None,
             access_log: None,

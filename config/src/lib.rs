@@ -7,6 +7,7 @@
 //! - [`service`], [`split`]: what clients call, its versions, and how traffic divides over them.
 //! - [`route`]: gateways, and routes from a gateway to services.
 //! - [`tls`]: certificates, keys and trusted authorities: files by name, and what they hold.
+//! - [`access`]: who may do what: tokens, client certificates, nodes.
 //! - [`manifest`]: YAML/JSON documents to the types above; errors name file, line and field.
 //! - [`xds`]: the only rooms that know protobuf; encode and decode, one file a resource type.
 //! - [`bootstrap`]: settings of the processes.
@@ -14,6 +15,7 @@
 //! Architecture invariant: a value of one of these types that exists is valid, so no holder checks
 //! again. What spans several objects (a route to a missing service) is the registry's to check.
 
+pub mod access;
 pub mod bootstrap;
 pub mod endpoint;
 pub mod manifest;

@@ -73,21 +73,31 @@ pub struct Server {
 
 impl Server {
     pub async fn start() -> Self {
-        Self::start_in(TempDir::new(), "127.0.0.1:0", "127.0.0.1:0").await
+        Self::start_with(&[]).await
     }
 
-    async fn start_in(directory: TempDir, api: &str, xds: &str) -> Self {
+    /// With flags beside the usual ones. [`Self::api`] does not speak TLS.
+    pub async fn start_with(flags: &[&str]) -> Self {
+        Self::start_in(TempDir::new(), "127.0.0.1:0", "127.0.0.1:0", flags).await
+    }
+
+    async fn start_in(directory: TempDir, api: &str, xds: &str, flags: &[&str]) -> Self {
         let data = directory.join("data");
         let arguments =
             ["xds-server", "--data-dir", data.to_str().unwrap(), "--api-addr", api, "--xds-addr", xds];
-        let (process, ready) = start(&arguments, directory.path(), "server").await;
+        let (process, ready) = start(&[&arguments, flags].concat(), directory.path(), "server").await;
         Self { process, api: Api::new(ready.api.unwrap()), xds: ready.xds.unwrap(), directory }
     }
 
     /// Starts again with the same data and addresses; the old process has to be gone.
     pub async fn restart(self) -> Self {
+        self.restart_with(&[]).await
+    }
+
+    /// The same, with flags beside the usual ones.
+    pub async fn restart_with(self, flags: &[&str]) -> Self {
         let (api, xds) = (self.api.address().to_string(), self.xds.to_string());
-        Self::start_in(self.directory, &api, &xds).await
+        Self::start_in(self.directory, &api, &xds, flags).await
     }
 
     pub fn log(&self) -> String {
@@ -112,22 +122,27 @@ pub struct Listener {
 impl Edge {
     /// A proxy called `node` that follows the server at `xds`.
     pub async fn start(node: &str, xds: SocketAddr) -> Self {
-        Self::start_in(TempDir::new(), node, xds).await
+        Self::start_with(node, xds, &[]).await
     }
 
-    async fn start_in(directory: TempDir, node: &str, xds: SocketAddr) -> Self {
+    /// With flags beside the usual ones.
+    pub async fn start_with(node: &str, xds: SocketAddr, flags: &[&str]) -> Self {
+        Self::start_in(TempDir::new(), node, xds, flags).await
+    }
+
+    async fn start_in(directory: TempDir, node: &str, xds: SocketAddr, flags: &[&str]) -> Self {
         let (xds, data) = (xds.to_string(), directory.join("data"));
         let data = data.to_str().unwrap();
         let arguments =
             ["proxy", "--server", &xds, "--node", node, "--admin-addr", "127.0.0.1:0", "--data-dir", data];
-        let (process, ready) = start(&arguments, directory.path(), "proxy").await;
+        let (process, ready) = start(&[&arguments, flags].concat(), directory.path(), "proxy").await;
         Self { process, admin: Api::new(ready.admin.unwrap()), directory, node: node.to_owned() }
     }
 
     /// Starts again with the same data; the old process has to be gone.
     pub async fn restart(self, xds: SocketAddr) -> Self {
         let Self { directory, node, .. } = self;
-        Self::start_in(directory, &node, xds).await
+        Self::start_in(directory, &node, xds, &[]).await
     }
 
     /// Where a gateway listens, once it does.

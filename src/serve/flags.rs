@@ -4,12 +4,17 @@ use std::{fs, io, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
-use config::bootstrap::{
-    AccessLog, DEFAULT_ADMIN_ADDR, DEFAULT_API_ADDR, DEFAULT_XDS_ADDR, ProxySettings, ServerSettings,
+use config::{
+    CertificateFiles,
+    bootstrap::{
+        AccessLog, DEFAULT_ADMIN_ADDR, DEFAULT_API_ADDR, DEFAULT_XDS_ADDR, ProxySettings, ServerSettings,
+        ServerTls,
+    },
+    tls::ClientTls,
 };
 
 use super::ready::Ready;
-use crate::{flags::duration, process::hostname};
+use crate::{exit::Invalid, flags::duration, process::hostname};
 
 /// Where a process keeps what must survive it.
 #[derive(Args)]
@@ -32,27 +37,52 @@ impl Data {
 
 #[derive(Args)]
 pub(super) struct Server {
-    /// Where the HTTP API listens; it has no authentication
+    /// Where the HTTP API listens; beyond loopback it needs --access and --tls-cert
     #[arg(long, default_value = DEFAULT_API_ADDR, value_name = "ADDRESS")]
     api_addr: SocketAddr,
-    /// Where xDS listens; it has no authentication
+    /// Where xDS listens; beyond loopback it needs --tls-cert and --client-ca
     #[arg(long, default_value = DEFAULT_XDS_ADDR, value_name = "ADDRESS")]
     xds_addr: SocketAddr,
     /// How often proxies are asked to report their load, 10ms to 1h
     #[arg(long, value_parser = duration, default_value = "1s", value_name = "TIME")]
     load_interval: Duration,
+    /// Who may do what on the API, by token or client certificate, and which proxy may be which node
+    #[arg(long, value_name = "FILE")]
+    access: Option<PathBuf>,
+    /// The certificate that the API and xDS show, as a PEM file with its chain; they speak TLS then
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key, as a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// The authorities of client certificates, as a PEM file; xDS then asks for one, which names the node
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    client_ca: Option<PathBuf>,
+    /// Listen beyond loopback though nobody would have to say who they are
+    #[arg(long)]
+    insecure: bool,
 }
 
 impl Server {
     pub(super) fn settings(&self, data: &Data) -> ServerSettings {
         let defaults = ServerSettings::new(&data.data_dir);
+        let tls = pair(self.tls_cert.as_ref(), self.tls_key.as_ref())
+            .map(|certificate| ServerTls { certificate, client_ca: self.client_ca.clone() });
         ServerSettings {
             api_addr: self.api_addr,
             xds_addr: self.xds_addr,
+            access: self.access.clone(),
+            tls,
+            insecure: self.insecure,
             load_interval: self.load_interval,
             ..defaults
         }
     }
+}
+
+/// Both or neither, which the command line has seen to.
+fn pair(cert: Option<&PathBuf>, key: Option<&PathBuf>) -> Option<CertificateFiles> {
+    Some(CertificateFiles { cert: cert?.clone(), key: key?.clone() })
 }
 
 #[derive(Args)]
@@ -72,9 +102,37 @@ pub(super) struct Proxy {
     /// How long in-flight requests may take to finish when it stops
     #[arg(long, value_parser = duration, default_value = "30s", value_name = "TIME")]
     drain_timeout: Duration,
+    /// The authorities to know xDS servers by, as a PEM file; they are reached over TLS then
+    #[arg(long, value_name = "FILE")]
+    xds_ca: Option<PathBuf>,
+    /// The certificate to show them, which says what node this may be, as a PEM file with its chain
+    #[arg(long, value_name = "FILE", requires = "xds_key", requires = "xds_ca")]
+    xds_cert: Option<PathBuf>,
+    /// Its private key, as a PEM file
+    #[arg(long, value_name = "FILE", requires = "xds_cert")]
+    xds_key: Option<PathBuf>,
+    /// The name that the servers' certificates are for [default: the host of each]
+    #[arg(long, value_name = "NAME", requires = "xds_ca")]
+    xds_name: Option<String>,
 }
 
 impl Proxy {
+    /// Whether the proxy beside a server with these settings could follow it.
+    pub(super) fn can_follow(&self, server: &ServerSettings) -> anyhow::Result<()> {
+        let Some(tls) = &server.tls else { return Ok(()) };
+        let lacks = if self.xds_ca.is_none() {
+            "--xds-ca, the authorities to know the server's --tls-cert by"
+        } else if tls.client_ca.is_some() && self.xds_cert.is_none() {
+            "--xds-cert and --xds-key, the certificate it shows the server"
+        } else {
+            return Ok(());
+        };
+        Err(Invalid(format!(
+            "with --tls-cert the proxy of `serve` follows the server over TLS; give {lacks}"
+        ))
+        .into())
+    }
+
     pub(super) fn settings(&self, servers: Vec<String>) -> ProxySettings {
         let defaults = ProxySettings::new(self.node.clone().unwrap_or_else(hostname), servers);
         let access_log = self.access_log.clone().map(|path| match path.to_str() {
@@ -86,6 +144,11 @@ impl Proxy {
             threads: self.threads,
             access_log,
             drain_timeout: self.drain_timeout,
+            xds_tls: self
+                .xds_ca
+                .clone()
+                .map(|ca| ClientTls { ca, certificate: pair(self.xds_cert.as_ref(), self.xds_key.as_ref()) }),
+            xds_name: self.xds_name.clone(),
             ..defaults
         }
     }

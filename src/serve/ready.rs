@@ -19,12 +19,16 @@ pub(crate) struct Ready {
     /// The proxy's admin interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) admin: Option<SocketAddr>,
+    /// Whether the API and xDS speak TLS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    tls: bool,
 }
 
 impl Ready {
     pub(super) fn new(server: Option<ServerAt>, admin: Option<SocketAddr>) -> Self {
         let pid = std::process::id();
-        Self { pid, api: server.map(|s| s.api), xds: server.map(|s| s.xds), admin }
+        let tls = server.is_some_and(|s| s.has_tls);
+        Self { pid, api: server.map(|s| s.api), xds: server.map(|s| s.xds), admin, tls }
     }
 
     /// Writes the file whole or not at all: who finds it can read it.
@@ -42,8 +46,8 @@ impl fmt::Display for Ready {
             Some(at) => writeln!(f, "{what:<6} {scheme}{at}"),
             None => Ok(()),
         };
-        line("API", self.api, "http://")?;
-        line("xDS", self.xds, "")?;
+        line("API", self.api, if self.tls { "https://" } else { "http://" })?;
+        line("xDS", self.xds, if self.tls { "(TLS) " } else { "" })?;
         line("admin", self.admin, "http://")
     }
 }

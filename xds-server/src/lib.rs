@@ -11,6 +11,7 @@
 //! - [`fleet`]: the connected clients and how far each has come. [`timeline`]: what happened.
 //! - [`load_report`]: what proxies report of their load, summed up.
 //! - [`certificates`]: whether the files that gateways and services name can be used.
+//! - [`access`]: who may do what, on the API and on xDS.
 //! - [`api`]: the HTTP API. [`metrics`]: what is counted. [`limit`]: connections in bounds.
 //!
 //! # Flow of a write
@@ -21,6 +22,7 @@
 //! Architecture invariants: `proxy` is never imported. `snapshot`, `subscription`, `registry::world`
 //! and `registry::write` do no I/O. Nothing holds a lock over an `await` or a send.
 
+pub mod access;
 pub mod ads;
 pub mod api;
 pub mod certificates;

@@ -16,7 +16,9 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
+
+use crate::access::{ListenerTls, Peer, Wire};
 
 /// How long the other side may leave data unacknowledged before the connection is given up. Bounds
 /// how long an instance whose host vanished stays registered by its connection.
@@ -39,14 +41,17 @@ pub struct Bound {
     pub answer: &'static [u8],
     /// Counts those.
     pub refused: Counter,
+    /// What connections begin with; `None` in the clear.
+    pub tls: Option<ListenerTls>,
 }
 
-/// Accepts connections within `bound`, and hands on those that speak, until `stop`. Connections
+/// Accepts connections within `bound`, and hands on those that speak, after their TLS handshake if there
+/// is to be one, until `stop`. Connections
 /// beyond the bound are told so and closed, rather than left to wait for nobody knows what.
 pub async fn accept(
     listener: TcpListener,
     bound: Bound,
-    accepted: mpsc::Sender<io::Result<Limited<TcpStream>>>,
+    accepted: mpsc::Sender<io::Result<Limited<Wire>>>,
     stop: CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(bound.connections));
@@ -60,7 +65,7 @@ pub async fn accept(
             };
             prepare(&stream);
             let limited = Limited { stream, _permit: permit };
-            tokio::spawn(hand_on(limited, accepted.clone(), stop.clone()));
+            tokio::spawn(hand_on(limited, bound.tls.clone(), accepted.clone(), stop.clone()));
         }
     };
     tokio::select! {
@@ -73,15 +78,22 @@ pub async fn accept(
 /// Hands a connection on when it has sent its first byte; one that stays silent is closed.
 async fn hand_on(
     limited: Limited<TcpStream>,
-    accepted: mpsc::Sender<io::Result<Limited<TcpStream>>>,
+    tls: Option<ListenerTls>,
+    accepted: mpsc::Sender<io::Result<Limited<Wire>>>,
     stop: CancellationToken,
 ) {
     let handing = async {
         let mut first = [0];
         let speaks = tokio::time::timeout(FIRST_BYTE_TIMEOUT, limited.stream.peek(&mut first)).await;
-        if let Ok(Ok(1..)) = speaks {
+        let Ok(Ok(1..)) = speaks else { return };
+        let Limited { stream, _permit: permit } = limited;
+        let wire = match tls {
+            Some(tls) => tls.accept(stream).await,
+            None => Wire::clear(stream).ok(),
+        };
+        if let Some(stream) = wire {
             // An error means that the server stops.
-            let _ = accepted.send(Ok(limited)).await;
+            let _ = accepted.send(Ok(Limited { stream, _permit: permit })).await;
         }
     };
     tokio::select! {
@@ -133,11 +145,11 @@ impl<T> Limited<T> {
     }
 }
 
-impl Connected for Limited<TcpStream> {
-    type ConnectInfo = TcpConnectInfo;
+impl Connected for Limited<Wire> {
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Peer {
+        self.stream.peer().clone()
     }
 }
 
@@ -183,14 +195,14 @@ mod tests {
 
     use super::*;
 
-    type Accepted = mpsc::Receiver<io::Result<Limited<TcpStream>>>;
+    type Accepted = mpsc::Receiver<io::Result<Limited<Wire>>>;
 
     async fn listening(connections: usize) -> (std::net::SocketAddr, Accepted, Counter, CancellationToken) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (accepted, incoming) = mpsc::channel(1);
         let (refused, stop) = (Counter::default(), CancellationToken::new());
-        let bound = Bound { connections, answer: b"no", refused: refused.clone() };
+        let bound = Bound { connections, answer: b"no", refused: refused.clone(), tls: None };
         tokio::spawn(accept(listener, bound, accepted, stop.clone()));
         (address, incoming, refused, stop)
     }

@@ -9,6 +9,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::access::Refused;
+
 /// Every series of the server. Labels are words of this program, never of its clients, so their
 /// number is bounded.
 pub struct Metrics {
@@ -32,6 +34,10 @@ pub struct Metrics {
     pub api_connections: Gauge,
     /// API connections refused because too many were open.
     pub api_connections_refused: Counter,
+    /// Requests, connections and streams refused for who asked, by what was wrong.
+    pub requests_refused: Family<Refused, Counter>,
+    /// How many of the access file and the TLS files cannot be used as they are now.
+    pub access_failing: Gauge,
     /// Open xDS streams.
     pub streams: Gauge,
     /// Responses sent, by type.
@@ -95,6 +101,8 @@ impl Default for Metrics {
             api_requests: Family::default(),
             api_connections: Gauge::default(),
             api_connections_refused: Counter::default(),
+            requests_refused: Family::default(),
+            access_failing: Gauge::default(),
             streams: Gauge::default(),
             responses: Family::default(),
             response_bytes: Family::default(),
@@ -118,6 +126,16 @@ impl Default for Metrics {
             "api_connections_refused",
             "API connections refused at the bound",
             m.api_connections_refused.clone(),
+        );
+        registry.register(
+            "requests_refused",
+            "Requests, connections and streams refused for who asked",
+            m.requests_refused.clone(),
+        );
+        registry.register(
+            "access_failing",
+            "How many of the access file and the TLS files have changed and cannot be used",
+            m.access_failing.clone(),
         );
         registry.register("streams", "Open xDS streams", m.streams.clone());
         registry.register("responses", "xDS responses sent", m.responses.clone());

@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::{Access, AccessError},
     ads::{self, Ads},
     api::{
         self, Api,
@@ -43,6 +44,9 @@ pub enum StartError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Who may do what cannot be settled.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// Serving xDS broke off.
     #[error("serving xDS failed: {0}")]
     Serve(io::Error),
@@ -63,6 +67,11 @@ impl Server {
     pub async fn bind(settings: ServerSettings) -> Result<Self, StartError> {
         let (timeline, metrics, fleet) = <(Arc<Timeline>, Arc<Metrics>, Arc<Fleet>)>::default();
         let directory = settings.data_dir.clone();
+        let access = {
+            let (settings, metrics) = (settings.clone(), Arc::clone(&metrics));
+            tokio::task::spawn_blocking(move || Access::open(&settings, &metrics)).await
+        };
+        let access = Arc::new(access.map_err(|e| StoreError(format!("cannot read the access file: {e}")))??);
         let opened = tokio::task::spawn_blocking(move || FileStore::open(&directory)).await;
         let store = opened.map_err(|e| StoreError(format!("cannot open the store: {e}")))??;
         let (api_listener, api_addr) = listen(settings.api_addr, "the API", "--api-addr")?;
@@ -80,14 +89,20 @@ impl Server {
         let loads = Arc::new(Loads::new(registry.follow()));
         metrics.register(Box::new(Arc::clone(&loads)));
         let ads = Ads {
-            load_reports: LoadReporting::new(Arc::clone(&loads), settings.load_interval, stop.clone()),
+            load_reports: LoadReporting::new(
+                Arc::clone(&loads),
+                settings.load_interval,
+                Arc::clone(&access),
+                stop.clone(),
+            ),
             state: registry.follow(),
             fleet: Arc::clone(&fleet),
             timeline: Arc::clone(&timeline),
             metrics: Arc::clone(&metrics),
+            access: Arc::clone(&access),
             stop: stop.clone(),
         };
-        let api = Api { registry, fleet, timeline, metrics, loads, stop };
+        let api = Api { registry, fleet, timeline, metrics, loads, access, stop };
         Ok(Self { api, ads, api_listener, xds_listener, api_addr, xds_addr })
     }
 
@@ -141,6 +156,7 @@ impl Server {
         let background = [
             tokio::spawn(Arc::clone(&api.timeline).watch(api.fleet.follow())),
             tokio::spawn(registry.expire()),
+            tokio::spawn(Arc::clone(&api.access).follow()),
             tokio::spawn(stopping),
         ];
         let writer = api.registry.clone();

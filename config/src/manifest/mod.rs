@@ -4,11 +4,13 @@
 //! - `fields`: reading a tree against what is allowed, keeping the path for errors.
 //! - `document`: the three kinds of document.
 //! - `tls`: their `tls` fields.
+//! - `access`: the access file, a document of its own.
 //!
 //! JSON is read as the YAML it is (YAML 1.2 §1.3); what is stored is read by [`from_json`]. Every error names the source, the line and the
 //! path of the field, what was wrong and what is allowed. Nothing is guessed: unknown fields,
 //! duplicate keys and values of another type are refused.
 
+mod access;
 mod document;
 mod fields;
 mod node;
@@ -16,6 +18,7 @@ mod tls;
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
+pub use access::access;
 pub use document::{Document, DocumentRef};
 use node::Node;
 

@@ -2,12 +2,17 @@
 //!
 //! - this file: the names, as manifests and xDS carry them. Nothing here opens a file.
 //! - `pair`: the bytes of a certificate and its key → a [`Certificate`] to serve with. Pure.
-//! - `files`: the only room of this crate that reads files, within a bound.
+//! - `identity`: whom a client certificate speaks for. Pure.
+//! - `files`: reads files, within a bound. `fingerprint`: whether they changed since. `client`: what
+//!   connections to a control plane start with. No other room of this crate reads files.
 //!
 //! Certificates stay files: they are named by path in manifests and in xDS, so that private keys are
 //! neither stored by the server nor sent over the network.
 
+mod client;
 mod files;
+mod fingerprint;
+mod identity;
 mod pair;
 
 use std::path::{Path, PathBuf};
@@ -15,7 +20,10 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::DnsName;
 use serde::Serialize;
 
+pub use client::{ClientError, ClientTls};
 pub use files::{Fault, FileError, MAX_FILE, read, read_ca};
+pub use fingerprint::{Fingerprint, contents};
+pub use identity::identities;
 pub use pair::{Certificate, PairError, Part, Validity, authorities, certified_key};
 
 /// How many certificates a gateway may have.

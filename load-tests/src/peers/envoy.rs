@@ -38,11 +38,23 @@ impl Envoy {
     /// # Panics
     /// When it is not installed: a test against it must not pass without it.
     pub async fn start(node: &str, xds: SocketAddr, variant: Variant) -> Self {
+        Self::start_with(node, xds, variant, None).await
+    }
+
+    /// The same, with a `transport_socket` to the server.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub async fn start_with(node: &str, xds: SocketAddr, variant: Variant, socket: Option<Value>) -> Self {
         let binary = binary().expect("Envoy is not installed: .ci/install test installs it");
         let directory = TempDir::new();
         let (config, admin_file, log) =
             (directory.join("envoy.json"), directory.join("admin"), directory.join("envoy.log"));
-        std::fs::write(&config, bootstrap(node, xds, variant).to_string()).unwrap();
+        let mut bootstrap = bootstrap(node, xds, variant);
+        if let Some(socket) = socket {
+            bootstrap["static_resources"]["clusters"][0]["transport_socket"] = socket;
+        }
+        std::fs::write(&config, bootstrap.to_string()).unwrap();
         let mut command = Command::new(binary);
         command.args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"]);
         command.arg("-c").arg(&config).arg("--admin-address-path").arg(&admin_file);

@@ -64,14 +64,20 @@ impl Authority {
 
     /// A certificate for a DNS name, with a key of its own.
     pub(crate) async fn issue(&self, file: &str, dns: &str, serial: u32) -> Pair {
+        self.issue_for(file, &format!("DNS:{dns}"), "serverAuth", serial).await
+    }
+
+    /// A certificate for names as openssl writes them, for example `DNS:a.example,IP:127.0.0.1`.
+    pub(crate) async fn issue_for(&self, file: &str, names: &str, usage: &str, serial: u32) -> Pair {
         let Pair { cert, key } = self.pair(file);
         let (request, extensions) = (cert.with_extension("csr"), cert.with_extension("ext"));
-        let subject = format!("/CN={dns}");
+        let subject = format!("/CN={file}");
         let mut arguments = vec!["req", "-new", "-nodes", "-subj", &subject, "-newkey", "ec", "-pkeyopt"];
         arguments.extend(["ec_paramgen_curve:prime256v1", "-keyout", text(&key), "-out", text(&request)]);
         openssl(&arguments, b"").await.ok();
-        let usage = "basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n";
-        std::fs::write(&extensions, format!("{usage}subjectAltName=DNS:{dns}\n")).unwrap();
+        let content =
+            format!("basicConstraints=CA:FALSE\nextendedKeyUsage={usage}\nsubjectAltName={names}\n");
+        std::fs::write(&extensions, content).unwrap();
         let (serial, ca, ca_key) = (serial.to_string(), self.ca(), self.path("ca.key"));
         let mut arguments = vec!["x509", "-req", "-days", "2", "-set_serial", &serial];
         arguments.extend(["-in", text(&request), "-CA", text(&ca), "-CAkey", text(&ca_key)]);

@@ -1,15 +1,13 @@
 //! Files → what they hold, with a fingerprint of the bytes it was made of. Blocking.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read},
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use config::{
-    tls::{Certificate, CertificateFiles, FileError, MAX_FILE, Validity},
+    tls::{Certificate, CertificateFiles, FileError, Fingerprint, Validity},
     xds::listener::ListenerTls,
 };
 use rustls::{RootCertStore, client::WebPkiServerVerifier};
@@ -47,47 +45,8 @@ pub(crate) enum TlsError {
     Setup(String),
 }
 
-/// Stands for the bytes of one or two files, or for their not being there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fingerprint(u128);
-
-impl Fingerprint {
-    pub(super) fn of_pair(files: &CertificateFiles) -> Self {
-        Self::of(&[&files.cert, &files.key])
-    }
-
-    pub(super) fn of_authority(ca: &Path) -> Self {
-        Self::of(&[ca])
-    }
-
-    fn of(paths: &[&Path]) -> Self {
-        let mut hash = xxhash_rust::xxh3::Xxh3::new();
-        for path in paths {
-            // The length first, so that bytes cannot move from one file to the next unseen.
-            match bytes(path) {
-                Ok(bytes) => {
-                    hash.update(&(bytes.len() as u64).to_le_bytes());
-                    hash.update(&bytes);
-                }
-                Err(error) => {
-                    hash.update(&u64::MAX.to_le_bytes());
-                    hash.update(error.to_string().as_bytes());
-                }
-            }
-        }
-        Self(hash.digest128())
-    }
-}
-
-/// Up to one byte more than is allowed: what is too large is refused by who parses it.
-fn bytes(path: &Path) -> io::Result<Vec<u8>> {
-    // Asked before it is opened: opening a pipe waits for a writer.
-    if !fs::metadata(path)?.is_file() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let mut content = Vec::new();
-    File::open(path)?.take(MAX_FILE as u64 + 1).read_to_end(&mut content)?;
-    Ok(content)
+pub(super) fn of_pair(files: &CertificateFiles) -> Fingerprint {
+    Fingerprint::of([&files.cert, &files.key])
 }
 
 /// A certificate that can be shown, and where it came from.
@@ -104,11 +63,8 @@ pub(super) struct Loaded {
 impl Loaded {
     /// Reads both files. What has expired is loaded all the same, with a warning.
     pub(super) fn read(files: &CertificateFiles) -> Result<Arc<Self>, TlsError> {
-        let (fingerprint, certificate) = settled(
-            || Fingerprint::of_pair(files),
-            || config::tls::read(files),
-            || files.cert.display().to_string(),
-        )?;
+        let (fingerprint, certificate) =
+            settled(|| of_pair(files), || config::tls::read(files), || files.cert.display().to_string())?;
         let at = SystemTime::now();
         warn_of_validity(files, &certificate, at);
         let serial = serial(&certificate);
@@ -154,11 +110,8 @@ pub(super) struct Roots {
 
 impl Roots {
     pub(super) fn read(ca: &Path) -> Result<Arc<Self>, TlsError> {
-        let (fingerprint, store): (_, RootCertStore) = settled(
-            || Fingerprint::of_authority(ca),
-            || config::tls::read_ca(ca),
-            || ca.display().to_string(),
-        )?;
+        let (fingerprint, store): (_, RootCertStore) =
+            settled(|| Fingerprint::of([ca]), || config::tls::read_ca(ca), || ca.display().to_string())?;
         let count = store.len();
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), suites::provider())
             .build()

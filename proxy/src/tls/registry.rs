@@ -12,7 +12,7 @@ use std::{
 };
 
 use config::{
-    tls::{CertificateFiles, UpstreamTls},
+    tls::{CertificateFiles, Fingerprint, UpstreamTls},
     xds::listener::ListenerTls,
 };
 use serde::Serialize;
@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use super::{
     client::{Alpn, Authority, ClientTls},
-    read::{Fingerprint, Loaded, Roots, TlsError},
+    read::{Loaded, Roots, TlsError, of_pair},
     server::{Prepared, ServerTls},
 };
 
@@ -236,7 +236,7 @@ impl Registry {
         self.failing().retain(|source, _| in_use(source));
 
         for (files, holders) in pairs {
-            let now = Fingerprint::of_pair(&files);
+            let now = of_pair(&files);
             if holders.iter().all(|(_, held)| *held == now) {
                 self.failing().remove(&Source::Pair(files));
                 continue;
@@ -251,7 +251,7 @@ impl Registry {
             });
         }
         for authority in authorities {
-            let now = Fingerprint::of_authority(&authority.ca);
+            let now = Fingerprint::of([&authority.ca]);
             if authority.roots.load().fingerprint == now {
                 self.failing().remove(&Source::Ca(authority.ca.clone()));
                 continue;

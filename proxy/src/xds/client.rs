@@ -67,6 +67,8 @@ const WINDOWS: (u32, u32) = (2 << 20, 4 << 20);
 enum StreamError {
     #[error("`{0}` is not a host and a port")]
     Address(String),
+    #[error("{0}")]
+    Tls(String),
     #[error("no connection in {CONNECT_TIMEOUT:?}")]
     ConnectTimeout,
     #[error(transparent)]
@@ -201,7 +203,8 @@ impl Client {
 
     /// One stream, from connecting to its end.
     async fn stream(&mut self, server: &str) -> Result<std::convert::Infallible, StreamError> {
-        let endpoint = Endpoint::from_shared(format!("http://{server}"))
+        let scheme = if self.settings.xds_tls.is_some() { "https" } else { "http" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{server}"))
             .map_err(|_| StreamError::Address(server.to_owned()))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
@@ -210,8 +213,21 @@ impl Client {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(WINDOWS.0)
             .initial_connection_window_size(WINDOWS.1);
-        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect());
-        let channel = self.waiting_for(connecting).await.map_err(|_| StreamError::ConnectTimeout)??;
+        let channel = match self.settings.xds_tls.clone() {
+            None => {
+                let connecting = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect());
+                self.waiting_for(connecting).await.map_err(|_| StreamError::ConnectTimeout)??
+            }
+            Some(tls) => {
+                let connector = super::tls::connector(tls, self.settings.xds_name.clone(), CONNECT_TIMEOUT);
+                let connecting = async {
+                    let connector = connector.await.map_err(StreamError::Tls)?;
+                    Ok::<_, StreamError>(endpoint.connect_with_connector(connector).await?)
+                };
+                let connecting = tokio::time::timeout(CONNECT_TIMEOUT, connecting);
+                self.waiting_for(connecting).await.map_err(|_| StreamError::ConnectTimeout)??
+            }
+        };
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel.clone()).max_decoding_message_size(MAX_RESPONSE);
 

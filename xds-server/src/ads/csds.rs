@@ -22,6 +22,7 @@ use futures_util::StreamExt;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::{
+    access::{Access, Peer},
     fleet::{Fleet, Identity},
     kind::Kind,
     subscription::view::{self, Standing},
@@ -37,8 +38,8 @@ const MAX_REQUEST: usize = 64 << 10;
 const MAX_MATCHERS: usize = 64;
 
 /// The service.
-pub(super) fn service(fleet: Arc<Fleet>) -> ClientStatusDiscoveryServiceServer<Csds> {
-    ClientStatusDiscoveryServiceServer::new(Csds { fleet })
+pub(super) fn service(fleet: Arc<Fleet>, access: Arc<Access>) -> ClientStatusDiscoveryServiceServer<Csds> {
+    ClientStatusDiscoveryServiceServer::new(Csds { fleet, access })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(usize::MAX)
 }
@@ -47,6 +48,7 @@ pub(super) fn service(fleet: Arc<Fleet>) -> ClientStatusDiscoveryServiceServer<C
 #[derive(Clone)]
 pub(super) struct Csds {
     fleet: Arc<Fleet>,
+    access: Arc<Access>,
 }
 
 #[async_trait]
@@ -58,6 +60,7 @@ impl ClientStatusDiscoveryService for Csds {
         &self,
         request: Request<Streaming<ClientStatusRequest>>,
     ) -> Result<Response<Self::StreamClientStatusStream>, Status> {
+        self.admit(&request)?;
         let csds = self.clone();
         let answers = request.into_inner().then(move |request| {
             let csds = csds.clone();
@@ -70,11 +73,17 @@ impl ClientStatusDiscoveryService for Csds {
         &self,
         request: Request<ClientStatusRequest>,
     ) -> Result<Response<ClientStatusResponse>, Status> {
+        self.admit(&request)?;
         self.answer(request.into_inner()).await.map(Response::new)
     }
 }
 
 impl Csds {
+    fn admit<R>(&self, request: &Request<R>) -> Result<(), Status> {
+        let peer = request.extensions().get::<Peer>();
+        self.access.may_inspect(peer).map_err(|refusal| Status::permission_denied(refusal.to_string()))
+    }
+
     async fn answer(&self, request: ClientStatusRequest) -> Result<ClientStatusResponse, Status> {
         let patterns = patterns(&request.node_matchers)?;
         let wanted = |node: &str| patterns.is_empty() || patterns.iter().any(|p| matches(p, node));

@@ -26,7 +26,7 @@ use std::{
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{mpsc, watch},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -39,8 +39,15 @@ use tonic::{
 };
 
 use crate::{
-    fleet::Fleet, kind::Kind, limit::Limited, load_report::LoadReporting, metrics::Metrics, registry::State,
-    subscription::Variant, timeline::Timeline,
+    access::{Access, Listener, Peer, Wire},
+    fleet::Fleet,
+    kind::Kind,
+    limit::Limited,
+    load_report::LoadReporting,
+    metrics::Metrics,
+    registry::State,
+    subscription::Variant,
+    timeline::Timeline,
 };
 use services::SERVICES;
 use stream::{Requests, Stream};
@@ -69,6 +76,8 @@ pub struct Ads {
     pub metrics: Arc<Metrics>,
     /// Takes reports of load.
     pub load_reports: LoadReporting,
+    /// Who may be which node.
+    pub access: Arc<Access>,
     /// Ends every stream.
     pub stop: CancellationToken,
 }
@@ -77,9 +86,14 @@ pub struct Ads {
 pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
     let stop = ads.stop.clone();
     let stopping = stop.clone();
-    let (accepted, incoming) = mpsc::channel::<io::Result<Limited<TcpStream>>>(1);
+    let (accepted, incoming) = mpsc::channel::<io::Result<Limited<Wire>>>(1);
     let refused = ads.metrics.streams_refused.clone();
-    let bound = crate::limit::Bound { connections: MAX_CONNECTIONS, answer: b"", refused };
+    let bound = crate::limit::Bound {
+        connections: MAX_CONNECTIONS,
+        answer: b"",
+        refused,
+        tls: ads.access.listener(Listener::Xds),
+    };
     let accepting = crate::limit::accept(listener, bound, accepted, stop.clone());
     let mut server = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
@@ -88,7 +102,7 @@ pub async fn serve(listener: TcpListener, ads: Ads) -> io::Result<()> {
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)));
     let services = server
-        .add_service(csds::service(Arc::clone(&ads.fleet)))
+        .add_service(csds::service(Arc::clone(&ads.fleet), Arc::clone(&ads.access)))
         .add_service(ads.load_reports.clone().into_service())
         .add_service(Served::<0>(ads.clone()))
         .add_service(Served::<1>(ads.clone()))
@@ -177,7 +191,7 @@ where
     fn call(&mut self, request: Request<Streaming<R>>) -> Self::Future {
         let (ads, kind) = (self.ads.clone(), self.kind.clone());
         Box::pin(async move {
-            let peer = request.remote_addr();
+            let peer = request.extensions().get::<Peer>().cloned();
             let requests = Requests::from(request.into_inner());
             let (frames, responses) = mpsc::channel(stream::BUFFERED);
             tokio::spawn(Stream::new(ads, kind, peer, requests, frames).run());

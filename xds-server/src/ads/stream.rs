@@ -1,6 +1,6 @@
 //! The task of one stream: requests and snapshots in, responses out, acknowledgements counted.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use envoy_types::pb::envoy::{
     config::core::v3::Node,
@@ -11,6 +11,7 @@ use tonic::{Status, Streaming};
 
 use super::{Ads, node, wire::Frame};
 use crate::{
+    access::Peer,
     fleet::Membership,
     kind::{Client, Kind},
     metrics::Metrics,
@@ -84,7 +85,7 @@ pub(super) struct Stream {
     ads: Ads,
     /// The type it is of; `None` for all.
     only: Option<Kind>,
-    peer: Option<SocketAddr>,
+    peer: Option<Peer>,
     requests: Requests,
     frames: mpsc::Sender<Result<Frame, Status>>,
 }
@@ -107,7 +108,7 @@ impl Stream {
     pub(super) fn new(
         ads: Ads,
         only: Option<Kind>,
-        peer: Option<SocketAddr>,
+        peer: Option<Peer>,
         requests: Requests,
         frames: mpsc::Sender<Result<Frame, Status>>,
     ) -> Self {
@@ -132,14 +133,21 @@ impl Stream {
         let metrics = Arc::clone(&self.ads.metrics);
         metrics.streams.inc();
         let node = first.node().unwrap_or_default();
-        self.follow(&node, first).await;
+        match self.ads.access.may_be_node(self.peer.as_ref(), &node.id) {
+            Ok(()) => self.follow(&node, first).await,
+            Err(refusal) => {
+                let status = refused(&metrics, Status::permission_denied(refusal.to_string()));
+                // An error means that the client has gone already.
+                let _ = self.frames.try_send(Err(status));
+            }
+        }
         metrics.streams.dec();
     }
 
     async fn follow(self, node: &Node, first: AnyRequest) {
         let variant = self.requests.variant();
         let client = node::client(node, variant);
-        let identity = node::identity(node, variant, self.peer);
+        let identity = node::identity(node, variant, self.peer.as_ref().map(|peer| peer.address));
         let name = identity.node.clone();
         let detail = format!("{} ({})", identity.agent, identity.variant);
         let membership = self.ads.fleet.join(identity);

@@ -8,7 +8,7 @@ use axum::{
 use config::manifest::MAX_ERRORS;
 
 use super::types::{ErrorAnswer, ErrorBody};
-use crate::registry::write::Refusal;
+use crate::{access, registry::write::Refusal};
 
 /// A request that was refused.
 #[derive(Debug)]
@@ -17,6 +17,7 @@ pub(super) enum ApiError {
     TooLarge(usize),
     Timeout,
     ForeignPage,
+    Denied(access::Refusal),
 }
 
 impl From<Refusal> for ApiError {
@@ -42,7 +43,10 @@ impl ApiError {
             Self::Refused(Refusal::Busy(_)) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             Self::Timeout => (StatusCode::REQUEST_TIMEOUT, "timeout"),
-            Self::ForeignPage => (StatusCode::FORBIDDEN, "forbidden"),
+            Self::Denied(refusal) if refusal.is_unauthenticated() => {
+                (StatusCode::UNAUTHORIZED, "unauthenticated")
+            }
+            Self::ForeignPage | Self::Denied(_) => (StatusCode::FORBIDDEN, "forbidden"),
         }
     }
 }
@@ -80,6 +84,9 @@ impl IntoResponse for ApiError {
                 message: "a page of another site may not use this API".to_owned(),
                 details: Vec::new(),
             },
+            Self::Denied(refusal) => {
+                ErrorBody { code: code.to_owned(), message: refusal.to_string(), details: Vec::new() }
+            }
             Self::Timeout => ErrorBody {
                 code: code.to_owned(),
                 message: "the body did not arrive in time".to_owned(),
@@ -90,8 +97,29 @@ impl IntoResponse for ApiError {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         }
+        if let Self::Denied(refusal) = &self {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge(refusal));
+        }
         response
     }
+}
+
+/// What a client lacks (RFC 6750 §3): without an error when it has shown nothing.
+fn challenge(refusal: &access::Refusal) -> header::HeaderValue {
+    use config::access::Role;
+    header::HeaderValue::from_static(match (refusal.is_unauthenticated(), refusal.by, refusal.scope) {
+        (true, access::By::Nobody, _) => "Bearer realm=\"sluicegate\"",
+        (true, ..) => "Bearer realm=\"sluicegate\", error=\"invalid_token\"",
+        (false, _, scope) => match scope {
+            Some(Role::Read) => "Bearer realm=\"sluicegate\", error=\"insufficient_scope\", scope=\"read\"",
+            Some(Role::Register) => {
+                "Bearer realm=\"sluicegate\", error=\"insufficient_scope\", scope=\"register\""
+            }
+            Some(Role::Shift) => "Bearer realm=\"sluicegate\", error=\"insufficient_scope\", scope=\"shift\"",
+            Some(Role::Admin) => "Bearer realm=\"sluicegate\", error=\"insufficient_scope\", scope=\"admin\"",
+            None => "Bearer realm=\"sluicegate\", error=\"insufficient_scope\"",
+        },
+    })
 }
 
 pub(super) async fn no_such_page(uri: Uri) -> ApiError {

@@ -1,6 +1,7 @@
 //! The HTTP API: JSON over HTTP/1.1, described by an OpenAPI document it serves itself.
 //!
 //! - [`types`], [`resource_types`]: what it says.
+//! - `guard`: who may ask for what.
 //! - `request`: what a request may say: bodies in bounds, queries, preconditions, who asks.
 //! - `answer`: refusals as answers.
 //! - `manifests`, `objects`, `endpoints`, `resources`, `watch`: the handlers.
@@ -10,6 +11,7 @@
 
 mod answer;
 mod endpoints;
+mod guard;
 pub mod load;
 mod manifests;
 mod objects;
@@ -30,7 +32,10 @@ use axum::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{fleet::Fleet, load_report::Loads, metrics::Metrics, registry::Registry, timeline::Timeline};
+use crate::{
+    access::Access, fleet::Fleet, load_report::Loads, metrics::Metrics, registry::Registry,
+    timeline::Timeline,
+};
 pub(crate) use answer::error_body;
 pub(crate) use manifests::{check_certificates, read as read_manifests};
 pub use server::serve;
@@ -48,6 +53,8 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// What proxies report of their load.
     pub loads: Arc<Loads>,
+    /// Who may do what.
+    pub access: Arc<Access>,
     /// Ends what would go on for ever.
     pub stop: CancellationToken,
 }
@@ -78,7 +85,8 @@ fn router(api: Api) -> Router {
         .route("/metrics", get(watch::metrics))
         .fallback(answer::no_such_page)
         .method_not_allowed_fallback(answer::no_such_method)
-        .layer(axum::middleware::from_fn(request::no_foreign_page))
+        .layer(axum::middleware::from_fn_with_state(api.clone(), request::no_foreign_page))
+        .layer(axum::middleware::from_fn_with_state(api.clone(), guard::admit))
         // Each handler reads its body within its own bound.
         .layer(DefaultBodyLimit::disable())
         .layer(Extension(endpoints::Holds::default()))

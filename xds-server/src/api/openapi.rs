@@ -3,9 +3,16 @@
 use std::sync::LazyLock;
 
 use axum::{http::header, response::IntoResponse};
-use utoipa::OpenApi;
+use utoipa::{
+    Modify, OpenApi,
+    openapi::{
+        path::Operation,
+        security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
+    },
+};
 
 use super::{endpoints, load, manifests, objects, resources, watch};
+use crate::access::rules::{Rule, rule};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -13,6 +20,7 @@ use super::{endpoints, load, manifests, objects, resources, watch};
         title = "Sluicegate",
         description = "Registers instances, shifts traffic by version, and shows which proxy has applied what."
     ),
+    modifiers(&Security),
     paths(
         manifests::apply,
         objects::services,
@@ -40,6 +48,39 @@ use super::{endpoints, load, manifests, objects, resources, watch};
 )]
 struct Document;
 
+/// What each operation needs, from the one table of it. The scopes are roles.
+struct Security;
+
+impl Modify for Security {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let schemes = &mut document.components.get_or_insert_default().security_schemes;
+        let described =
+            "A token of the server's access file. Without such a file, nobody has to say who they are.";
+        let bearer = Http::builder().scheme(HttpAuthScheme::Bearer).description(Some(described)).build();
+        schemes.insert("token".to_owned(), SecurityScheme::Http(bearer));
+        let described = "A client certificate that the server's access file names.".to_owned();
+        let mutual = SecurityScheme::MutualTls { description: Some(described), extensions: None };
+        schemes.insert("certificate".to_owned(), mutual);
+        for (path, item) in &mut document.paths.paths {
+            let operations: [(&str, &mut Option<Operation>); 4] = [
+                ("GET", &mut item.get),
+                ("PUT", &mut item.put),
+                ("POST", &mut item.post),
+                ("DELETE", &mut item.delete),
+            ];
+            for (method, operation) in operations {
+                let Some(operation) = operation else { continue };
+                operation.security = Some(match rule(method, Some(path)) {
+                    Rule::Open => Vec::new(),
+                    Rule::Needs(role) => ["token", "certificate"]
+                        .map(|scheme| SecurityRequirement::new(scheme, [role.to_string()]))
+                        .into(),
+                });
+            }
+        }
+    }
+}
+
 static DOCUMENT: LazyLock<String> = LazyLock::new(|| Document::openapi().to_json().unwrap_or_default());
 
 /// This document.
@@ -51,6 +92,27 @@ pub(super) async fn document() -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_operation_says_what_it_needs_and_only_probes_and_reading_need_no_more_than_read() {
+        let document: serde_json::Value = serde_json::from_str(&DOCUMENT).unwrap();
+        assert_eq!(document["components"]["securitySchemes"]["token"]["scheme"], "bearer");
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let needs = operation["security"].as_array().unwrap();
+                let role = needs.first().map(|need| need["token"][0].as_str().unwrap());
+                let expected: &[Option<&str>] = match (method.as_str(), path.as_str()) {
+                    (_, "/healthz" | "/readyz") => &[None],
+                    ("get", _) => &[Some("read"), Some("admin")],
+                    (_, path) if path.contains("/endpoints/") => &[Some("register")],
+                    (_, path) if path.ends_with("/split") => &[Some("shift")],
+                    // What has no rule of its own.
+                    _ => &[Some("admin")],
+                };
+                assert!(expected.contains(&role), "{method} {path} needs {role:?}");
+            }
+        }
+    }
 
     #[test]
     fn every_path_of_the_api_is_described() {

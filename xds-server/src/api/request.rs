@@ -1,10 +1,10 @@
 //! What a request may say: bodies in bounds, queries, preconditions, who asks.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{FromRequestParts, Path, Request},
+    extract::{FromRequestParts, Path, Request, State},
     http::{HeaderMap, HeaderValue, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -14,7 +14,10 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{Api, answer::ApiError, types::WriteAnswer};
-use crate::registry::Done;
+use crate::{
+    access::{By, Peer, Who},
+    registry::Done,
+};
 
 /// How large a set of manifests may be, in bytes.
 pub(super) const MAX_MANIFEST: usize = 8 << 20;
@@ -27,40 +30,58 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(2);
 /// The longest it may ask for.
 const MAX_WAIT: Duration = Duration::from_mins(5);
 
-/// Refuses what a page of another site sends through somebody's browser: the API has no
-/// authentication, and a browser on this machine reaches loopback (RFC 6454 §7, `Origin`).
-pub(super) async fn no_foreign_page(request: Request, next: Next) -> Response {
-    if is_foreign(request.headers()) {
+/// Refuses what a page of another site sends through somebody's browser: without an access file the API
+/// asks nobody who they are, and a browser on this machine reaches loopback, or has a certificate
+/// (RFC 6454 §7, `Origin`).
+pub(super) async fn no_foreign_page(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let knows_who = request.extensions().get::<Who>().is_some_and(Who::is_known);
+    if is_foreign(request.headers(), knows_who) {
+        let from = request.extensions().get::<Peer>().map(|peer| peer.address.to_string());
+        api.access.note(By::Page, format_args!("a page of another site, from {}", from.unwrap_or_default()));
         ApiError::ForeignPage.into_response()
     } else {
         next.run(request).await
     }
 }
 
-fn is_foreign(headers: &HeaderMap) -> bool {
+/// A page of this host is no other site; but while nobody has to say who they are, a host by name may be
+/// another site's, whose name leads to this machine for a moment (DNS rebinding).
+fn is_foreign(headers: &HeaderMap, knows_who: bool) -> bool {
     let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     text(header::ORIGIN).is_some_and(|origin| {
         let authority = origin.split_once("://").map(|(_, authority)| authority);
-        authority.is_none() || authority != text(header::HOST)
+        authority.is_none_or(|authority| {
+            Some(authority) != text(header::HOST) || !knows_who && !is_of_this_machine(authority)
+        })
     })
 }
 
-/// The peer of a connection, put into each of its requests.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) SocketAddr);
+/// Whether a browser that goes to `authority` asks no name server for the way.
+fn is_of_this_machine(authority: &str) -> bool {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
+}
 
-/// Who asks: the `x-sluicegate-actor` header, and the address.
+/// Who asks: who was admitted, if they had to say; the `x-sluicegate-actor` header, which anybody may
+/// write and so comes second; and the address.
 pub(super) struct Actor(pub(super) String);
 
 impl<S: Sync> FromRequestParts<S> for Actor {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.to_string()).unwrap_or_default();
+        let peer = parts.extensions.get::<Peer>().map(|peer| peer.address.to_string()).unwrap_or_default();
         let named = parts.headers.get("x-sluicegate-actor").and_then(|value| value.to_str().ok());
-        Ok(Self(match named {
-            Some(name) => format!("{} ({peer})", name.chars().take(128).collect::<String>()),
-            None => peer,
+        let named = named.map(|name| name.chars().take(128).collect::<String>());
+        let admitted = parts.extensions.get::<Who>().filter(|who| **who != Who::Anybody);
+        Ok(Self(match (admitted, named) {
+            (Some(who), Some(name)) => format!("{who} as {name} ({peer})"),
+            (Some(who), None) => format!("{who} ({peer})"),
+            (None, Some(name)) => format!("{name} ({peer})"),
+            (None, None) => peer,
         }))
     }
 }

@@ -5,15 +5,13 @@ use std::{io, time::Duration};
 use axum::body::Body;
 use hyper::{Request, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::mpsc,
-};
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use super::{Api, request::Peer, router};
+use super::{Api, router};
 use crate::{
+    access::{Listener, Wire},
     limit::{self, Bound, Limited},
     metrics::{Class, StatusClass},
 };
@@ -30,9 +28,12 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves the API on `listener` until `api.stop`.
 pub async fn serve(listener: TcpListener, api: Api) {
-    let (accepted, mut incoming) = mpsc::channel::<io::Result<Limited<TcpStream>>>(1);
+    let (accepted, mut incoming) = mpsc::channel::<io::Result<Limited<Wire>>>(1);
     let refused = api.metrics.api_connections_refused.clone();
-    let bound = Bound { connections: MAX_CONNECTIONS, answer: BUSY, refused };
+    let tls = api.access.listener(Listener::Api);
+    // Over TLS there is nobody to say it to before the handshake that is saved.
+    let answer = if tls.is_some() { b"" } else { BUSY };
+    let bound = Bound { connections: MAX_CONNECTIONS, answer, refused, tls };
     let accepting = limit::accept(listener, bound, accepted, api.stop.clone());
     let connections = TaskTracker::new();
     let serving = async {
@@ -47,14 +48,15 @@ pub async fn serve(listener: TcpListener, api: Api) {
     let _ = tokio::time::timeout(STOP_TIMEOUT, connections.wait()).await;
 }
 
-async fn connection(stream: Limited<TcpStream>, router: axum::Router, api: Api) {
-    let Ok(peer) = stream.stream().peer_addr() else { return };
+async fn connection(stream: Limited<Wire>, router: axum::Router, api: Api) {
+    let peer = stream.stream().peer().clone();
+    let address = peer.address;
     let metrics = &api.metrics;
     let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| {
-        let router = router.clone();
+        let (router, peer) = (router.clone(), peer.clone());
         async move {
             let mut request = request.map(Body::new);
-            request.extensions_mut().insert(Peer(peer));
+            request.extensions_mut().insert(peer);
             let response = router.oneshot(request).await?;
             let class = match response.status().as_u16() {
                 ..400 => StatusClass::Success,
@@ -72,7 +74,7 @@ async fn connection(stream: Limited<TcpStream>, router: axum::Router, api: Api) 
     tokio::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => if let Err(error) = ended {
-            tracing::debug!(%peer, %error, "an API connection broke");
+            tracing::debug!(peer = %address, %error, "an API connection broke");
         },
         () = api.stop.cancelled() => {
             connection.as_mut().graceful_shutdown();

@@ -87,7 +87,7 @@ pub struct ErrorAnswer {
 /// What was wrong.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// A word for programs: `invalid`, `not_found`, `in_use`, `conflict`, `too_large`, `busy`, `timeout`, `forbidden`, `internal`.
+    /// A word for programs: `invalid`, `not_found`, `in_use`, `conflict`, `too_large`, `busy`, `timeout`, `unauthenticated`, `forbidden`, `internal`.
     pub code: String,
     /// A sentence for people, with the remedy.
     pub message: String,
@@ -302,7 +302,8 @@ pub struct Event {
     pub event: String,
     /// The revision it is about.
     pub revision: u64,
-    /// Who did it: the `x-sluicegate-actor` header of the request and its address, `lease`, or a node.
+    /// Who did it: the token or certificate of the request, its `x-sluicegate-actor` header (with `as`
+    /// before it when there is either) and its address; `lease`; or a node.
     pub actor: String,
     /// What it is about, for example `Service checkout`; empty where it is about all.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -20,7 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
 use super::{Loads, OpenStream, read::read};
-use crate::registry::State;
+use crate::{
+    access::{Access, Peer},
+    registry::State,
+};
 
 /// How large one report may be, in bytes.
 const MAX_REQUEST: usize = 1 << 20;
@@ -38,18 +41,19 @@ const MIN_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_NODE: usize = 128;
 
 /// The service. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct LoadReporting {
     loads: Arc<Loads>,
     interval: Duration,
+    access: Arc<Access>,
     stop: CancellationToken,
 }
 
 impl LoadReporting {
     /// Takes reports into `loads` until `stop`, and asks for one each `interval`: 10 ms to 1 h, others
     /// are brought into it.
-    pub fn new(loads: Arc<Loads>, interval: Duration, stop: CancellationToken) -> Self {
-        Self { loads, interval: interval.clamp(MIN_INTERVAL, MAX_INTERVAL), stop }
+    pub fn new(loads: Arc<Loads>, interval: Duration, access: Arc<Access>, stop: CancellationToken) -> Self {
+        Self { loads, interval: interval.clamp(MIN_INTERVAL, MAX_INTERVAL), access, stop }
     }
 
     /// To be added to a server.
@@ -68,7 +72,8 @@ impl LoadReportingService for LoadReporting {
         request: Request<Streaming<LoadStatsRequest>>,
     ) -> Result<Response<Self::StreamLoadStatsStream>, Status> {
         let (responses, receiver) = mpsc::channel(1);
-        let stream = Reporting { service: self.clone(), requests: request.into_inner(), responses };
+        let peer = request.extensions().get::<Peer>().cloned();
+        let stream = Reporting { service: self.clone(), peer, requests: request.into_inner(), responses };
         tokio::spawn(stream.run());
         let receiver: Self::StreamLoadStatsStream = Box::pin(ReceiverStream::new(receiver));
         let mut response = Response::new(receiver);
@@ -80,6 +85,7 @@ impl LoadReportingService for LoadReporting {
 /// One stream of one client.
 struct Reporting {
     service: LoadReporting,
+    peer: Option<Peer>,
     requests: Streaming<LoadStatsRequest>,
     responses: mpsc::Sender<Result<LoadStatsResponse, Status>>,
 }
@@ -103,6 +109,8 @@ impl Reporting {
         let Some(first) = self.read(first.map_err(late)?)? else { return Ok(()) };
         // "Node identifier": only the first request has to have it.
         let node = first.node.clone().unwrap_or_default();
+        let may = self.service.access.may_be_node(self.peer.as_ref(), &node.id);
+        may.map_err(|refusal| Status::permission_denied(refusal.to_string()))?;
         let mark = Mark::decode(&node);
         let id: String =
             if node.id.is_empty() { "(no node id)" } else { &node.id }.chars().take(MAX_NODE).collect();
