@@ -23,7 +23,7 @@ struct World(HashMap<ClusterName, Members>);
 impl World {
     fn with(clusters: &[&str]) -> Self {
         let mut world = Self::default();
-        for cluster in &clusters {
+        for cluster in clusters {
             world.declare(cluster);
         }
         world
