@@ -174,3 +174,9 @@ pub fn endpoint_path(cluster: &str, id: &str) -> String {
     let (service, version) = cluster.split_once('/').unwrap();
     format!("/v1/services/{service}/versions/{version}/endpoints/{id}")
 }
+
+/// The sum of the samples of a series, in the text of `/metrics`; `name` may go on into the labels.
+pub fn series(metrics: &str, name: &str) -> f64 {
+    let samples = metrics.lines().filter(|line| line.starts_with(name));
+    samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+}

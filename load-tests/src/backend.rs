@@ -1,4 +1,4 @@
-//! HTTP instances in this process, which count and time what reaches them.
+//! HTTP and gRPC instances in this process, which count and time what reaches them.
 
 use std::{
     convert::Infallible,
@@ -11,9 +11,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::{
+    HeaderMap, Request, Response,
+    body::Incoming,
+    header::{CONTENT_TYPE, HeaderValue},
+    service::service_fn,
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
 use tokio::{
     net::TcpListener,
     sync::{Notify, watch},
@@ -22,6 +30,9 @@ use tokio::{
 
 /// Every time here is since this, in ns.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// The content type of gRPC (gRPC over HTTP2, "Content-Type").
+const GRPC: &str = "application/grpc";
 
 /// Now, in ns since the first use.
 pub fn now_ns() -> u64 {
@@ -87,7 +98,8 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// An instance of `version` that answers at once.
+    /// An instance of `version` that answers at once: in HTTP/1.1 or HTTP/2, as the client speaks, and
+    /// every gRPC call with `version` as the message.
     pub async fn start(version: &str) -> Self {
         Self::start_slow(version, Duration::ZERO).await
     }
@@ -136,16 +148,24 @@ async fn accept(
                 async move {
                     hits.arrived();
                     hits.in_flight.fetch_add(1, Ordering::SeqCst);
-                    drop(request);
+                    let grpc = request.headers().get(CONTENT_TYPE).is_some_and(|t| t == GRPC);
+                    // A client that goes away has its answer, too, as far as anybody here cares.
+                    let _ = request.into_body().collect().await;
                     if !delay.is_zero() {
                         tokio::time::sleep(delay).await;
                     }
                     hits.in_flight.fetch_sub(1, Ordering::SeqCst);
                     let response = Response::builder().header("x-version", version.as_str());
-                    Ok::<_, Infallible>(response.body(Full::new(Bytes::from_static(b"ok\n"))).unwrap())
+                    let response = if grpc {
+                        response.header(CONTENT_TYPE, GRPC).body(message(&version))
+                    } else {
+                        response.body(Full::new(Bytes::from_static(b"ok\n")).boxed())
+                    };
+                    Ok::<_, Infallible>(response.unwrap())
                 }
             });
-            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let builder = auto::Builder::new(TokioExecutor::new());
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
             tokio::pin!(connection);
             tokio::select! {
                 _ = connection.as_mut() => {}
@@ -158,6 +178,14 @@ async fn accept(
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+/// The one message of a call that succeeds (gRPC over HTTP2, "Length-Prefixed-Message" and "Trailers").
+fn message(text: &str) -> BoxBody<Bytes, Infallible> {
+    let length = u32::try_from(text.len()).unwrap().to_be_bytes();
+    let message = [&[0], &length[..], text.as_bytes()].concat();
+    let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))]);
+    Full::new(Bytes::from(message)).with_trailers(std::future::ready(Some(Ok(trailers)))).boxed()
 }
 
 async fn asked(stop: &mut watch::Receiver<bool>) {

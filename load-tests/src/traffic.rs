@@ -13,10 +13,11 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
 use tokio::{net::TcpStream, task::JoinSet};
 
 /// What became of the requests.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub struct Outcome {
     /// Successes by the version that answered.
     pub versions: BTreeMap<String, u64>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use load_tests::{
-    api::endpoint_path,
+    api::{endpoint_path, series},
     backend::Backend,
     sluicegate::{Edge, Server, manifest},
     traffic::{Client, Traffic},
@@ -15,12 +15,6 @@ use load_tests::{
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(15);
-
-/// The sum of the samples of a series.
-fn series(metrics: &str, name: &str) -> f64 {
-    let samples = metrics.lines().filter(|line| line.starts_with(name));
-    samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_server_stops_no_traffic_and_comes_back_with_every_endpoint() {

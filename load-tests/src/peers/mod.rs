@@ -1,6 +1,7 @@
-//! Envoy, HAProxy and nginx, as their packages ship them.
+//! Envoy, HAProxy, nginx and gRPC clients, as their packages ship them.
 
 pub mod envoy;
+pub mod grpc;
 pub mod haproxy;
 pub mod nginx;
 
