@@ -220,6 +220,7 @@ impl Session {
         // What has waited long enough comes first.
         let routing = self.interests.partition_point(|interest| interest.shelf.0 < Kind::Listener);
         let first = if waited { routing } else { 0 };
+        let mut settled_silently = false;
         for at in (0..count).map(|i| (first + i) % count) {
             let (may_send, may_remove) = permits.of(&self.interests[at].shelf.0);
             if !may_send {
@@ -227,7 +228,9 @@ impl Session {
             }
             let nonce = Arc::from(format!("{:x}", self.nonces + 1));
             let interest = &mut self.interests[at];
+            let was_waiting = interest.is_waiting();
             let Some((response, replaced)) = interest.respond(&self.snapshot, nonce, may_remove, now) else {
+                settled_silently |= was_waiting && !interest.is_waiting();
                 continue;
             };
             self.nonces += 1;
@@ -236,6 +239,11 @@ impl Session {
                 self.send_endpoints_again(&replaced);
             }
             return Some(response);
+        }
+        if settled_silently {
+            // An absence that a state of the world cannot say: removals may have waited for it, and there
+            // is no acknowledgement to come. Each turn leaves one type less that waits.
+            return self.poll(now);
         }
         self.note_routing_waits(now);
         None

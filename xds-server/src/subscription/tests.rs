@@ -332,6 +332,30 @@ fn state_of_the_world_removes_by_leaving_out_after_the_routes() {
     assert_eq!(shape(wire.poll().as_ref()), "CDS +b");
 }
 
+/// A gRPC client whose target is gone may keep its subscriptions (gRFC A53): nothing that it says tells the
+/// server to go on.
+#[test]
+fn state_of_the_world_goes_on_after_what_it_cannot_say() {
+    let types = [&LDS, &RDS, &CDS, &EDS];
+    let one = Snapshot::empty(0).with(1, types.map(|kind| put(kind.clone(), "x", "1")));
+    let mut wire = Wire::new(Variant::StateOfTheWorld, &one);
+    for kind in types {
+        wire.sotw(kind, &["x"], "");
+        let response = wire.poll().unwrap();
+        wire.sotw(kind, &["x"], &response.nonce);
+    }
+    wire.session.on_snapshot(one.with(2, types.map(|kind| gone(kind.clone(), "x"))));
+    let listeners = wire.poll().unwrap();
+    assert_eq!(shape(Some(&listeners)), "LDS");
+    assert_eq!(shape(wire.poll().as_ref()), "nothing");
+    wire.sotw(&LDS, &["x"], &listeners.nonce);
+    let clusters = wire.poll().unwrap();
+    assert_eq!(shape(Some(&clusters)), "CDS");
+    wire.sotw(&CDS, &["x"], &clusters.nonce);
+    assert_eq!(shape(wire.poll().as_ref()), "nothing");
+    assert_eq!(wire.session.applied(wire.now), 2);
+}
+
 #[test]
 fn a_stale_nonce_gets_no_answer_in_state_of_the_world() {
     let one = Snapshot::empty(0).with(1, [put(EDS, "a", "1"), put(EDS, "b", "1")]);
