@@ -4,30 +4,34 @@
 
 #![allow(clippy::unwrap_used, clippy::format_push_string, reason = "in a test an unwrap is an assertion")]
 
-use std::{net::SocketAddr, time::Duration};
+mod support;
+
+use std::net::SocketAddr;
 
 use hyper::Method;
 use load_tests::{
     api::endpoint_path,
     backend::Backend,
-    peers::grpc::{GrpcClient, Language},
+    peers::grpc::{GrpcClient, Language, Options},
     sluicegate::Server,
     until,
 };
 use serde_json::{Value, json};
+use support::{SOON, certificates::Authority, peer::Serving};
 
-const SOON: Duration = Duration::from_secs(20);
 const NODE: &str = "grpc-1";
 /// Tells a client to keep what it has when the server says that it is gone (gRFC A53).
-const IGNORE_DELETION: &[&str] = &["ignore_resource_deletion"];
+const IGNORE_DELETION: Options<'_> = Options { features: &["ignore_resource_deletion"], ca: None };
 
-/// Service `shop`, without any gateway.
+/// Service `shop`, and a gateway of that name, which is not what a gRPC client means.
 fn manifest(weights: &[(&str, u32)]) -> String {
     let versions: Vec<String> = weights.iter().map(|(version, _)| format!("{version}: {{}}")).collect();
     let weights: Vec<String> =
         weights.iter().map(|(version, weight)| format!("{version}: {weight}")).collect();
     format!(
-        "kind: Service\nname: shop\nprotocol: grpc\nversions: {{{}}}\nsplit: {{weights: {{{}}}}}\n",
+        "kind: Service\nname: shop\nprotocol: grpc\nversions: {{{}}}\nsplit: {{weights: {{{}}}}}\n\
+         ---\nkind: Gateway\nname: shop\nlisten: 127.0.0.1:0\n\
+         ---\nkind: Route\nname: shop\ngateway: shop\nrules: [{{match: {{path: /nothing}}, service: shop}}]\n",
         versions.join(", "),
         weights.join(", ")
     )
@@ -66,7 +70,7 @@ async fn calls_and_follows_endpoints(language: Language, agent: &str) {
     server.api.apply(&manifest(&[("v1", 1), ("v2", 0)])).await.ok();
     let (first, second) = (Backend::start("first").await, Backend::start("second").await);
     server.api.register("shop/v1", "a", first.address).await.ok();
-    let mut client = GrpcClient::start(language, NODE, server.xds, "xds:///shop", &[]);
+    let mut client = GrpcClient::start(language, NODE, server.xds, "xds:///shop", Options::default());
     let outcome = client.run(50).await;
     assert_eq!(outcome.versions.get("first"), Some(&50), "{outcome:?}\n{}", client.log());
     let seen = proxy(&server).await;
@@ -139,7 +143,7 @@ async fn loses_no_call_in_a_hundred_endpoint_changes(language: Language) {
         backends.push((name, Backend::start(name).await));
     }
     server.api.register("shop/v1", "a", backends[0].1.address).await.ok();
-    let mut client = GrpcClient::start(language, NODE, server.xds, "xds:///shop", &[]);
+    let mut client = GrpcClient::start(language, NODE, server.xds, "xds:///shop", Options::default());
     client.run(10).await;
     client.begin().await;
     for change in 0..50 {
@@ -164,7 +168,7 @@ async fn outlives_a_restart_of_the_server(language: Language) {
     server.api.apply(&manifest(&[("v1", 1)])).await.ok();
     let (first, second) = (Backend::start("first").await, Backend::start("second").await);
     server.api.register("shop/v1", "a", first.address).await.ok();
-    let mut client = GrpcClient::start(language, NODE, server.xds, "xds:///shop", &[]);
+    let mut client = GrpcClient::start(language, NODE, server.xds, "xds:///shop", Options::default());
     client.run(10).await;
     client.begin().await;
     server.process.kill().await;
@@ -182,10 +186,10 @@ async fn outlives_a_restart_of_the_server(language: Language) {
 
 /// A target that does not exist yet is waited for (gRFC A27: 15 s), and one that goes is gone; unless the
 /// client was told to keep what it has.
-async fn a_target_comes_and_goes(language: Language, features: &[&str], keeps: bool) {
+async fn a_target_comes_and_goes(language: Language, options: Options<'_>, keeps: bool) {
     let server = Server::start().await;
     let backend = Backend::start("v1").await;
-    let mut client = GrpcClient::start(language, NODE, server.xds, "xds:///shop", features);
+    let mut client = GrpcClient::start(language, NODE, server.xds, "xds:///shop", options);
     client.begin().await;
     until("the client to ask", SOON, async || {
         let proxies = server.api.get("/v1/proxies").await;
@@ -211,6 +215,48 @@ async fn a_target_comes_and_goes(language: Language, features: &[&str], keeps: b
     proxy(&server).await;
 }
 
+/// TLS as the server says: with a certificate for the name that the service has, and with none for
+/// another. A client without a certificate provider refuses the cluster, and the server says so.
+async fn does_as_the_server_says_about_tls(language: Language) {
+    let authority = Authority::new().await;
+    let server = Server::start().await;
+    let ca = authority.ca();
+    let start = |options| GrpcClient::start(language, NODE, server.xds, "xds:///shop", options);
+    let serve = async |file: &str, name: &str, serial| {
+        let pair = authority.issue(file, name, serial).await;
+        let pair = [&pair.cert, &pair.key].map(|path| path.to_str().unwrap());
+        Serving::start_with("grpc_server.py", &pair).await
+    };
+    let (right, wrong) =
+        (serve("right", "shop.internal", 1).await, serve("wrong", "other.internal", 2).await);
+    let tls = format!("tls: {{ca: {}, sni: shop.internal}}\n", ca.display());
+    server.api.apply(&manifest(&[("v1", 1)]).replacen("---\n", &format!("{tls}---\n"), 1)).await.ok();
+    server.api.register("shop/v1", "right", right.address).await.ok();
+    let mut client = start(Options { ca: Some(&ca), ..Options::default() });
+    let outcome = client.run(20).await;
+    assert_eq!(outcome.versions.get("grpcio"), Some(&20), "{outcome:?}\n{}", client.log());
+    proxy(&server).await;
+
+    server.api.register("shop/v1", "wrong", wrong.address).await.ok();
+    server.api.remove("shop/v1", "right").await.ok();
+    until("the wrong certificate to be refused", SOON, async || {
+        client.run(1).await.reasons.first().filter(|reason| reason.starts_with("UNAVAILABLE")).cloned()
+    })
+    .await;
+    drop(client);
+
+    let mut client = start(Options::default());
+    let outcome = client.run(1).await;
+    assert!(outcome.reasons[0].starts_with("UNAVAILABLE"), "{outcome:?}");
+    let refused = until("the refusal to be shown", SOON, async || {
+        let proxies = server.api.get("/v1/proxies").await;
+        let proxy = proxies["proxies"].as_array()?.iter().find(|proxy| proxy["nacks"] != 0)?;
+        Some(proxy.to_string())
+    });
+    let refused = refused.await;
+    assert!(refused.contains("ca_certificate_provider_instance"), "{refused}");
+}
+
 macro_rules! tests {
     ($($name:ident: $test:expr;)*) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -231,8 +277,10 @@ tests! {
         loses_no_call_in_a_hundred_endpoint_changes(Language::Node);
     grpcio_outlives_a_restart_of_the_server: outlives_a_restart_of_the_server(Language::Python);
     grpc_js_outlives_a_restart_of_the_server: outlives_a_restart_of_the_server(Language::Node);
-    grpcio_believes_that_a_target_is_gone: a_target_comes_and_goes(Language::Python, &[], false);
-    grpc_js_believes_that_a_target_is_gone: a_target_comes_and_goes(Language::Node, &[], false);
+    grpcio_believes_that_a_target_is_gone: a_target_comes_and_goes(Language::Python, Options::default(), false);
+    grpc_js_believes_that_a_target_is_gone: a_target_comes_and_goes(Language::Node, Options::default(), false);
     grpcio_keeps_a_target_as_it_was_told: a_target_comes_and_goes(Language::Python, IGNORE_DELETION, true);
     grpc_js_keeps_a_target_as_it_was_told: a_target_comes_and_goes(Language::Node, IGNORE_DELETION, true);
+    grpcio_does_as_the_server_says_about_tls: does_as_the_server_says_about_tls(Language::Python);
+    grpc_js_does_as_the_server_says_about_tls: does_as_the_server_says_about_tls(Language::Node);
 }

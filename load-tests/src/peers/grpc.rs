@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use config::xds::cluster::GRPC_CERTIFICATE_PROVIDER;
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
@@ -59,13 +60,27 @@ impl Language {
     }
 }
 
+/// What a client is to do beyond the usual.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options<'a> {
+    /// What it is to know of the server (gRFC A27, `server_features`).
+    pub features: &'a [&'a str],
+    /// Its channel does as the server says about TLS (gRFC A29), and believes this authority.
+    pub ca: Option<&'a Path>,
+}
+
 impl GrpcClient {
-    /// A client called `node` with a channel to `target`, that follows the server at `xds`. What it is to
-    /// know of the server beyond that is in `features` (gRFC A27, `server_features`).
-    pub fn start(language: Language, node: &str, xds: SocketAddr, target: &str, features: &[&str]) -> Self {
+    /// A client called `node` with a channel to `target`, that follows the server at `xds`.
+    pub fn start(
+        language: Language,
+        node: &str,
+        xds: SocketAddr,
+        target: &str,
+        options: Options<'_>,
+    ) -> Self {
         let directory = TempDir::new();
-        let features = [&["xds_v3"], features].concat();
-        let bootstrap = json!({
+        let features = [&["xds_v3"], options.features].concat();
+        let mut bootstrap = json!({
             "xds_servers": [{
                 "server_uri": xds.to_string(),
                 "channel_creds": [{"type": "insecure"}],
@@ -76,7 +91,15 @@ impl GrpcClient {
         });
         let log = std::fs::File::create(directory.join("log")).unwrap();
         let mut command = language.command();
-        command.arg(target).env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap.to_string());
+        command.arg(target);
+        if let Some(ca) = options.ca {
+            command.arg("xds");
+            bootstrap["certificate_providers"] = json!({GRPC_CERTIFICATE_PROVIDER: {
+                "plugin_name": "file_watcher",
+                "config": {"ca_certificate_file": ca, "refresh_interval": "600s"}
+            }});
+        }
+        command.env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap.to_string());
         command.env_remove("GRPC_XDS_BOOTSTRAP");
         for proxy in ["grpc_proxy", "http_proxy", "https_proxy"] {
             command.env_remove(proxy).env_remove(proxy.to_uppercase());

@@ -1,6 +1,7 @@
 // A gRPC client of an xds:/// target without generated code, told what to do line by line.
 //
-// Usage: grpc_client.mjs TARGET; the bootstrap is in GRPC_XDS_BOOTSTRAP_CONFIG (gRFC A27). Lines in:
+// Usage: grpc_client.mjs TARGET [xds], with xds its channel does as the server says about TLS (gRFC A29);
+// the bootstrap is in GRPC_XDS_BOOTSTRAP_CONFIG (gRFC A27). Lines in:
 // `run N` makes N calls; `start` calls on and on until `stop`; `so_far` tells without stopping. Each but
 // `start` is answered by a line of JSON: successes by what answered, failures, and the first reasons.
 
@@ -11,7 +12,8 @@ import { setTimeout } from "node:timers/promises";
 // Scripts are found beside the tests and packages are not, so the packages are named.
 const require = createRequire(process.env.PEERS + "/");
 const grpc = require("@grpc/grpc-js");
-require("@grpc/grpc-js-xds").register();
+const { register, XdsChannelCredentials } = require("@grpc/grpc-js-xds");
+register();
 
 const TIMEOUT = 15_000;
 const WORKERS = 4;
@@ -19,7 +21,9 @@ const WORKERS = 4;
 const PAUSE = 2;
 
 const same = (message) => message;
-const client = new grpc.Client(process.argv[2], grpc.credentials.createInsecure());
+const [target, xds] = process.argv.slice(2);
+const insecure = grpc.credentials.createInsecure();
+const client = new grpc.Client(target, xds ? new XdsChannelCredentials(insecure) : insecure);
 const nothing = Buffer.alloc(0);
 
 let outcome, left, stopped, workers;

@@ -1,6 +1,7 @@
 """A gRPC client of an xds:/// target without generated code, told what to do line by line.
 
-Usage: grpc_client.py TARGET; the bootstrap is in GRPC_XDS_BOOTSTRAP_CONFIG (gRFC A27). Lines in:
+Usage: grpc_client.py TARGET [xds], with xds its channel does as the server says about TLS (gRFC A29); the
+bootstrap is in GRPC_XDS_BOOTSTRAP_CONFIG (gRFC A27). Lines in:
 `run N` makes N calls; `start` calls on and on until `stop`; `so_far` tells without stopping. Each but
 `start` is answered by a line of JSON: successes by what answered, failures, and the first reasons.
 """
@@ -80,7 +81,9 @@ class Calls:
 
 
 def main():
-    channel = grpc.insecure_channel(sys.argv[1])
+    target, *xds = sys.argv[1:]
+    credentials = grpc.xds_channel_credentials() if xds else None
+    channel = grpc.secure_channel(target, credentials) if xds else grpc.insecure_channel(target)
     calls = Calls(channel.unary_unary("/test.Test/Who", same, same))
     for line in sys.stdin:
         command, *number = line.split()

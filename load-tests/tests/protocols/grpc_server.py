@@ -75,8 +75,14 @@ def echo(requests, context):
     yield from requests
 
 
+def who(request, context):
+    """As the instances of the harness answer it."""
+    return b"grpcio"
+
+
 METHODS = {
     "Unary": grpc.unary_unary_rpc_method_handler(unary, same, same),
+    "Who": grpc.unary_unary_rpc_method_handler(who, same, same),
     "Remaining": grpc.unary_unary_rpc_method_handler(remaining, same, same),
     "Wait": grpc.unary_unary_rpc_method_handler(wait, same, same),
     "StreamWait": grpc.unary_stream_rpc_method_handler(stream_wait, same, same),
