@@ -6,6 +6,7 @@
 //! - [`backend`]: HTTP instances in this process, which count and time what reaches them.
 //! - [`api`]: the API as a client sees it. [`traffic`]: steady requests and what became of them.
 //! - [`mod@bench`]: proxies side by side. [`peers`]: Envoy, HAProxy and nginx. [`figures`]: min, p50, p99, max.
+//! - [`swarm`]: many xDS clients of one server.
 //! - [`until`]: waiting for a condition with a deadline; the only way anything here waits.
 //!
 //! Tests are in `tests/`, measurements in `src/bin/`. Traffic goes to loopback only.
@@ -24,6 +25,7 @@ pub mod figures;
 pub mod peers;
 pub mod process;
 pub mod sluicegate;
+pub mod swarm;
 pub mod temp;
 pub mod traffic;
 
