@@ -73,17 +73,11 @@ impl<T> Bag<T> {
     }
 
     /// The thing at place `index`, which is below [`Self::len`].
-    pub(crate) fn at(&self, mut index: u32) -> &T {
-        let (mut node, mut height) = (&self.root, self.height);
-        loop {
-            match node {
-                Node::Leaf(leaf) => return &leaf.items[index as usize],
-                Node::Inner(inner) => {
-                    let (child, below) = split(index, height);
-                    node = &inner.items[child].node;
-                    (index, height) = (below, height - 1);
-                }
-            }
+    #[inline]
+    pub(crate) fn at(&self, index: u32) -> &T {
+        match &self.root {
+            Node::Leaf(leaf) => &leaf.items[index as usize],
+            Node::Inner(_) => self.root.at(self.height, index),
         }
     }
 
@@ -102,12 +96,19 @@ impl<T> Bag<T> {
 
     /// Two distinct places, the second drawn by weight among what the first leaves. There are at least
     /// two.
+    #[inline]
     pub(crate) fn draw_two(&self, rng: &mut fastrand::Rng) -> (u32, u32) {
-        let Sum { each: 0, total } = self.root.sum() else {
-            let first = rng.u32(0..self.len);
-            let second = rng.u32(0..self.len - 1);
-            return (first, second + u32::from(second >= first));
-        };
+        match self.root.sum() {
+            Sum { each: 0, total } => self.draw_two_of(total, rng),
+            _ => {
+                let first = rng.u32(0..self.len);
+                let second = rng.u32(0..self.len - 1);
+                (first, second + u32::from(second >= first))
+            }
+        }
+    }
+
+    fn draw_two_of(&self, total: u64, rng: &mut fastrand::Rng) -> (u32, u32) {
         let (first, from, width) = self.locate(rng.u64(0..total));
         // Cut the first one out of the line and draw again on what remains.
         let point = rng.u64(0..total - width);
@@ -202,6 +203,21 @@ impl<T> Node<T> {
         if height == 0 { Self::Leaf(Row::of(vec![])) } else { Self::Inner(Row::of(vec![])) }
     }
 
+    fn at(&self, mut height: u32, mut index: u32) -> &T {
+        let mut node = self;
+        loop {
+            match node {
+                Self::Leaf(leaf) => return &leaf.items[index as usize],
+                Self::Inner(inner) => {
+                    let (child, below) = split(index, height);
+                    node = &inner.items[child].node;
+                    (index, height) = (below, height - 1);
+                }
+            }
+        }
+    }
+
+    #[inline]
     fn sum(&self) -> Sum {
         match self {
             Self::Leaf(row) => row.sum,

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use config::xds::{ResourceType, content_version};
+use config::xds::{ResourceType, content_version, leds};
 use envoy_types::pb::{
     envoy::service::discovery::v3::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
@@ -31,6 +31,8 @@ struct State {
     requests: Vec<DeltaDiscoveryRequest>,
     /// Resources sent, with the nonce they went by.
     sent: Vec<(ResourceType, String, String)>,
+    /// Of the last response, in bytes.
+    size: usize,
     streams: usize,
     /// Rises with every change, and the one a stream has seen last.
     revision: u64,
@@ -142,6 +144,11 @@ impl Control {
         self.state.lock().unwrap().sent.len()
     }
 
+    /// How large the last response was, in bytes.
+    pub fn size(&self) -> usize {
+        self.state.lock().unwrap().size
+    }
+
     pub fn streams(&self) -> usize {
         self.state.lock().unwrap().streams
     }
@@ -173,6 +180,25 @@ struct Subscription {
     asked: bool,
     names: HashSet<String>,
     has: HashMap<String, String>,
+    /// Collections without members that the client was told of.
+    empty: HashSet<String>,
+}
+
+impl Subscription {
+    fn wants(&self, kind: ResourceType, name: &str) -> bool {
+        match kind {
+            ResourceType::LbEndpoint => leds::collection_of(name).is_some_and(|c| self.names.contains(&c)),
+            _ => kind.legacy_wildcard() || self.names.contains(name),
+        }
+    }
+
+    /// Collections of which the client is to be told that they have no members.
+    fn emptied(&mut self, members: &[&String]) -> Vec<String> {
+        let filled: HashSet<String> = members.iter().filter_map(|name| leds::collection_of(name)).collect();
+        self.empty.retain(|glob| self.names.contains(glob) && !filled.contains(glob));
+        let empty = self.names.iter().filter(|glob| !filled.contains(*glob)).cloned();
+        empty.filter(|glob| self.empty.insert(glob.clone())).collect()
+    }
 }
 
 #[tonic::async_trait]
@@ -233,6 +259,7 @@ fn note(
     for name in &request.resource_names_unsubscribe {
         subscription.names.remove(name);
         subscription.has.remove(name);
+        subscription.has.retain(|has, _| leds::collection_of(has).as_ref() != Some(name));
     }
     subscription.has.extend(request.initial_resource_versions.clone());
     state.requests.push(request);
@@ -247,11 +274,10 @@ fn difference(
     state.served = state.revision;
     for kind in ResourceType::ALL.into_iter().filter(|kind| !state.muted.contains(kind)).collect::<Vec<_>>() {
         let Some(subscription) = subscriptions.get_mut(&kind).filter(|s| s.asked) else { continue };
-        let wants = |name: &String| kind.legacy_wildcard() || subscription.names.contains(name);
         let now: BTreeMap<&String, (String, &Vec<u8>)> = state
             .resources
             .iter()
-            .filter(|((k, name), _)| *k == kind && wants(name))
+            .filter(|((k, name), _)| *k == kind && subscription.wants(kind, name))
             .map(|((_, name), value)| (name, (content_version(value), value)))
             .collect();
         let changed: Vec<Resource> = now
@@ -264,8 +290,11 @@ fn difference(
                 ..Default::default()
             })
             .collect();
-        let removed: Vec<String> =
+        let mut removed: Vec<String> =
             subscription.has.keys().filter(|name| !now.contains_key(name)).cloned().collect();
+        if kind == ResourceType::LbEndpoint {
+            removed.extend(subscription.emptied(&now.keys().copied().collect::<Vec<_>>()));
+        }
         if changed.is_empty() && removed.is_empty() {
             continue;
         }
@@ -274,13 +303,15 @@ fn difference(
         subscription.has =
             now.iter().map(|(name, (version, _))| ((*name).clone(), version.clone())).collect();
         state.sent.extend(changed.iter().map(|r| (kind, r.name.clone(), nonce.clone())));
-        responses.push(DeltaDiscoveryResponse {
+        let response = DeltaDiscoveryResponse {
             type_url: kind.type_url().to_owned(),
             resources: changed,
             removed_resources: removed,
             nonce,
             ..Default::default()
-        });
+        };
+        state.size = response.encoded_len();
+        responses.push(response);
     }
     responses
 }
@@ -306,6 +337,27 @@ pub fn endpoints(name: &str, addresses: &[SocketAddr]) -> (ResourceType, String,
         .collect();
     let value = config::xds::assignment::encode(&name.parse().unwrap(), &endpoints).encode_to_vec();
     (ResourceType::LoadAssignment, name.to_owned(), value)
+}
+
+/// The assignment of `cluster`, with a collection for each zone; "" is none.
+pub fn collections(cluster: &str, zones: &[&str]) -> (ResourceType, String, Vec<u8>) {
+    let zones: Vec<Option<config::Zone>> = zones.iter().map(|zone| zone.parse().ok()).collect();
+    let value = leds::encode_assignment(&cluster.parse().unwrap(), zones.iter().map(Option::as_ref));
+    (ResourceType::LoadAssignment, cluster.to_owned(), value.encode_to_vec())
+}
+
+/// An endpoint in one of those.
+pub fn member(cluster: &str, zone: &str, id: &str, address: SocketAddr) -> (ResourceType, String, Vec<u8>) {
+    let endpoint = config::Endpoint {
+        id: id.parse().unwrap(),
+        address,
+        weight: 1,
+        zone: zone.parse().ok(),
+        health: config::Health::Ready,
+        lease: config::Lease::Permanent,
+    };
+    let name = leds::member_name(&cluster.parse().unwrap(), endpoint.zone.as_ref(), &endpoint.id);
+    (ResourceType::LbEndpoint, name, leds::encode_member(&endpoint).encode_to_vec())
 }
 
 pub fn listener(name: &str, listen: SocketAddr) -> (ResourceType, String, Vec<u8>) {
