@@ -142,7 +142,7 @@ struct RouteState {
 #[derive(Debug)]
 struct Withheld {
     nonce: String,
-    /// Names of resources of its type that are not applied yet; of LEDS those of collections.
+    /// Names of resources of its type that are not applied yet.
     names: Vec<Arc<str>>,
     until: Instant,
 }
@@ -158,16 +158,17 @@ impl Cache {
         let mut names = Vec::new();
         let mut changed = !response.removed_resources.is_empty();
         for name in &response.removed_resources {
-            let waits = self.remove(kind, name);
-            names.extend(waits.filter(|waits| names.last() != Some(waits)));
+            self.remove(kind, name);
+            if kind == ResourceType::Listener {
+                names.push(name.as_str().into());
+            }
         }
         for resource in response.resources {
             let label = resource.name.clone();
             match self.accept(kind, resource, now) {
                 Ok(Some(name)) => {
                     changed = true;
-                    // Thousands of members wait for the same collection.
-                    names.extend((names.last() != Some(&name)).then_some(name));
+                    names.push(name);
                 }
                 Ok(None) => {}
                 Err(reason) => {
@@ -334,8 +335,7 @@ impl Cache {
         })
     }
 
-    /// Takes in a resource; what an acknowledgement may have to wait for when it counts, `None` when it
-    /// was not asked for.
+    /// Takes in a resource; the name when it counts, `None` when it was not asked for.
     fn accept(
         &mut self,
         kind: ResourceType,
@@ -350,11 +350,11 @@ impl Cache {
         let value = Bytes::from(any.value);
         if kind == ResourceType::LbEndpoint {
             let endpoint = decode_member(&resource.name, &value).map_err(|e| e.to_string())?;
-            let Some(taken) = self.assignments.put_member(&resource.name, &endpoint)? else {
-                return Ok(None);
-            };
-            self.hold(kind, taken.member, Held { version: resource.version.into(), value });
-            return Ok(Some(taken.collection));
+            let name = self.assignments.put_member(&resource.name, &endpoint)?;
+            if let Some(name) = &name {
+                self.hold(kind, Arc::clone(name), Held { version: resource.version.into(), value });
+            }
+            return Ok(name);
         }
         let Some(name) = self.stage(kind, &value, now)? else { return Ok(None) };
         if !resource.name.is_empty() && *resource.name != *name {
@@ -434,8 +434,7 @@ impl Cache {
         Some(name)
     }
 
-    /// Takes out a resource; returns what an acknowledgement has to wait for.
-    fn remove(&mut self, kind: ResourceType, name: &str) -> Option<Arc<str>> {
+    fn remove(&mut self, kind: ResourceType, name: &str) {
         self.held[kind.index()].remove(name);
         match kind {
             ResourceType::Cluster => {
@@ -443,16 +442,14 @@ impl Cache {
                     cluster.retired = true;
                     self.retired.insert(name.into());
                 }
-                None
             }
             ResourceType::Listener => {
                 self.last_good[kind.index()].remove(name);
                 self.listeners_touched |= self.listeners.remove(name).is_some();
-                Some(name.into())
             }
             ResourceType::LbEndpoint => self.assignments.remove(name),
             // In use they stay as they were; out of use they are not kept anyway.
-            ResourceType::LoadAssignment | ResourceType::RouteConfiguration => None,
+            ResourceType::LoadAssignment | ResourceType::RouteConfiguration => {}
         }
     }
 }

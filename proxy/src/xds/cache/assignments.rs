@@ -68,12 +68,6 @@ struct Collection {
     users: BTreeSet<Arc<str>>,
 }
 
-/// Names of a member that was taken in, and of its collection.
-pub(super) struct Taken {
-    pub(super) collection: Arc<str>,
-    pub(super) member: Arc<str>,
-}
-
 impl Assignments {
     /// Takes in an assignment called `name`; it goes live with [`Self::promote`].
     pub(super) fn put(&mut self, name: &Arc<str>, assignment: Assignment, now: Instant) {
@@ -123,7 +117,7 @@ impl Assignments {
 
     // ---- members ----
 
-    /// Takes in a member called `name`; `None` when nobody asked for it.
+    /// Takes in a member called `name`, which is returned; `None` when nobody asked for it.
     ///
     /// # Errors
     /// When there are too many.
@@ -131,14 +125,14 @@ impl Assignments {
         &mut self,
         name: &str,
         endpoint: &AssignedEndpoint,
-    ) -> Result<Option<Taken>, String> {
+    ) -> Result<Option<Arc<str>>, String> {
         let Some(collection) = leds::collection_of(name) else { return Ok(None) };
         let Some((collection, known)) = entry(&mut self.collections, &collection) else { return Ok(None) };
         known.answered = true;
         let name: Arc<str> = match known.members.get_key_value(name) {
             Some((name, before)) => {
                 if before == endpoint {
-                    return Ok(Some(Taken { collection, member: Arc::clone(name) }));
+                    return Ok(Some(Arc::clone(name)));
                 }
                 Arc::clone(name)
             }
@@ -161,25 +155,23 @@ impl Assignments {
             }
             state.claim(claim, moved);
         }
-        Ok(Some(Taken { collection, member: name }))
+        Ok(Some(name))
     }
 
-    /// A member is gone, or all of a collection if `name` is its. Returns the collection.
-    pub(super) fn remove(&mut self, name: &str) -> Option<Arc<str>> {
-        let (collection, gone) = if leds::is_collection(name) {
-            let (collection, known) = entry(&mut self.collections, name)?;
-            known.answered = true;
-            let gone: Vec<(Arc<str>, AssignedEndpoint)> = known.members.drain().collect();
-            (collection, gone)
+    /// A member is gone, or all of a collection if `name` is its.
+    pub(super) fn remove(&mut self, name: &str) {
+        let whole = leds::is_collection(name);
+        let collection = if whole { Some(name.to_owned()) } else { leds::collection_of(name) };
+        let known = collection.and_then(|collection| entry(&mut self.collections, &collection));
+        let Some((collection, known)) = known else { return };
+        known.answered = true;
+        let gone: Vec<(Arc<str>, AssignedEndpoint)> = if whole {
+            known.members.drain().collect()
         } else {
-            let (collection, known) = entry(&mut self.collections, &leds::collection_of(name)?)?;
-            known.answered = true;
-            let gone = known.members.remove_entry(name).into_iter().collect();
-            (collection, gone)
+            known.members.remove_entry(name).into_iter().collect()
         };
         self.members -= gone.len();
-        let users = self.collections.get(&collection).map(|known| &known.users);
-        for user in users.into_iter().flatten() {
+        for user in &known.users {
             let Some(state) = self.live.get_mut(user) else { continue };
             if names(&state.assignment, &collection).is_none() {
                 continue;
@@ -190,7 +182,6 @@ impl Assignments {
             }
         }
         self.forgotten.extend(gone.into_iter().map(|(member, _)| member));
-        Some(collection)
     }
 
     /// A member was refused: its collection is not empty, but there may be nothing to wait for.
@@ -277,15 +268,6 @@ impl Assignments {
     /// Whether `name` waits for collections.
     pub(super) fn is_staged(&self, name: &str) -> bool {
         self.staged.contains_key(name)
-    }
-
-    /// Whether what came of `collection` is not to be seen before an assignment goes live that waits.
-    pub(super) fn is_awaited(&self, collection: &str) -> bool {
-        let applied = |user: &str| {
-            self.live.get(user).is_some_and(|state| names(&state.assignment, collection).is_some())
-        };
-        let known = self.collections.get(collection);
-        known.is_some_and(|known| known.users.iter().any(|user| !applied(user)))
     }
 
     /// Whether a server has said what is in `collection`.

@@ -100,7 +100,9 @@ impl Cache {
                 self.clusters.get(name).is_some_and(|cluster| !cluster.retired) && !self.needs_no_wait(name)
             }
             ResourceType::LoadAssignment => self.assignments.is_staged(name),
-            ResourceType::LbEndpoint => self.assignments.is_awaited(name),
+            // Whoever waits for it is not acknowledged. A server that sends one response at a time would
+            // hold back the rest of what is waited for.
+            ResourceType::LbEndpoint => false,
             ResourceType::RouteConfiguration => self.routes.get(name).is_some_and(|r| r.staged.is_some()),
             ResourceType::Listener => {
                 self.listeners.get(name).is_some_and(|l| l.staged.is_some() || l.bound.is_none())
