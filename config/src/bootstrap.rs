@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use crate::etcd::EtcdUrl;
+
 /// Default address of the HTTP API: loopback, because it has no authentication.
 pub const DEFAULT_API_ADDR: &str = "127.0.0.1:18080";
 /// Default address of the xDS server: loopback, because it has no authentication.
@@ -20,6 +22,17 @@ pub struct ServerSettings {
     pub data_dir: PathBuf,
     /// How long a registration by connection may take to come back after a restart of the server.
     pub hold_grace: Duration,
+    /// The store that several servers share; `None` keeps everything in `data_dir`.
+    pub shared: Option<SharedStore>,
+}
+
+/// A store that several servers share.
+#[derive(Clone, Debug)]
+pub struct SharedStore {
+    /// Where it is.
+    pub etcd: EtcdUrl,
+    /// What the others call this server when it has changed something.
+    pub server: String,
 }
 
 impl ServerSettings {
@@ -30,6 +43,7 @@ impl ServerSettings {
             xds_addr: DEFAULT_XDS_ADDR.parse().expect("a constant address"),
             data_dir: data_dir.into(),
             hold_grace: Duration::from_secs(10),
+            shared: None,
         }
     }
 }

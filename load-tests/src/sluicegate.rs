@@ -69,25 +69,32 @@ pub struct Server {
     pub api: Api,
     pub xds: SocketAddr,
     directory: TempDir,
+    store: Option<String>,
 }
 
 impl Server {
     pub async fn start() -> Self {
-        Self::start_in(TempDir::new(), "127.0.0.1:0", "127.0.0.1:0").await
+        Self::start_in(TempDir::new(), "127.0.0.1:0", "127.0.0.1:0", None).await
     }
 
-    async fn start_in(directory: TempDir, api: &str, xds: &str) -> Self {
+    /// One of the servers that share `store`.
+    pub async fn start_sharing(store: &str) -> Self {
+        Self::start_in(TempDir::new(), "127.0.0.1:0", "127.0.0.1:0", Some(store.to_owned())).await
+    }
+
+    async fn start_in(directory: TempDir, api: &str, xds: &str, store: Option<String>) -> Self {
         let data = directory.join("data");
-        let arguments =
-            ["xds-server", "--data-dir", data.to_str().unwrap(), "--api-addr", api, "--xds-addr", xds];
+        let mut arguments =
+            vec!["xds-server", "--data-dir", data.to_str().unwrap(), "--api-addr", api, "--xds-addr", xds];
+        arguments.extend(store.iter().flat_map(|url| ["--store", url]));
         let (process, ready) = start(&arguments, directory.path(), "server").await;
-        Self { process, api: Api::new(ready.api.unwrap()), xds: ready.xds.unwrap(), directory }
+        Self { process, api: Api::new(ready.api.unwrap()), xds: ready.xds.unwrap(), directory, store }
     }
 
     /// Starts again with the same data and addresses; the old process has to be gone.
     pub async fn restart(self) -> Self {
         let (api, xds) = (self.api.address().to_string(), self.xds.to_string());
-        Self::start_in(self.directory, &api, &xds).await
+        Self::start_in(self.directory, &api, &xds, self.store).await
     }
 
     pub fn log(&self) -> String {
@@ -112,14 +119,20 @@ pub struct Listener {
 impl Edge {
     /// A proxy called `node` that follows the server at `xds`.
     pub async fn start(node: &str, xds: SocketAddr) -> Self {
-        Self::start_in(TempDir::new(), node, xds).await
+        Self::start_in(TempDir::new(), node, &[xds]).await
     }
 
-    async fn start_in(directory: TempDir, node: &str, xds: SocketAddr) -> Self {
-        let (xds, data) = (xds.to_string(), directory.join("data"));
+    /// A proxy called `node` that follows one of `servers`.
+    pub async fn start_following(node: &str, servers: &[SocketAddr]) -> Self {
+        Self::start_in(TempDir::new(), node, servers).await
+    }
+
+    async fn start_in(directory: TempDir, node: &str, servers: &[SocketAddr]) -> Self {
+        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+        let data = directory.join("data");
         let data = data.to_str().unwrap();
-        let arguments =
-            ["proxy", "--server", &xds, "--node", node, "--admin-addr", "127.0.0.1:0", "--data-dir", data];
+        let mut arguments = vec!["proxy", "--node", node, "--admin-addr", "127.0.0.1:0", "--data-dir", data];
+        arguments.extend(servers.iter().flat_map(|server| ["--server", server]));
         let (process, ready) = start(&arguments, directory.path(), "proxy").await;
         Self { process, admin: Api::new(ready.admin.unwrap()), directory, node: node.to_owned() }
     }
@@ -127,7 +140,7 @@ impl Edge {
     /// Starts again with the same data; the old process has to be gone.
     pub async fn restart(self, xds: SocketAddr) -> Self {
         let Self { directory, node, .. } = self;
-        Self::start_in(directory, &node, xds).await
+        Self::start_in(directory, &node, &[xds]).await
     }
 
     /// Where a gateway listens, once it does.

@@ -4,8 +4,12 @@ use std::{fs, io, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
-use config::bootstrap::{
-    AccessLog, DEFAULT_ADMIN_ADDR, DEFAULT_API_ADDR, DEFAULT_XDS_ADDR, ProxySettings, ServerSettings,
+use config::{
+    bootstrap::{
+        AccessLog, DEFAULT_ADMIN_ADDR, DEFAULT_API_ADDR, DEFAULT_XDS_ADDR, ProxySettings, ServerSettings,
+        SharedStore,
+    },
+    etcd::EtcdUrl,
 };
 
 use super::ready::Ready;
@@ -38,13 +42,23 @@ pub(super) struct Server {
     /// Where xDS listens; it has no authentication
     #[arg(long, default_value = DEFAULT_XDS_ADDR, value_name = "ADDRESS")]
     xds_addr: SocketAddr,
+    /// An etcd cluster that any number of servers share, instead of a file in --data-dir:
+    /// etcd://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…][/PREFIX]
+    #[arg(long, env = "SLUICEGATE_STORE", hide_env_values = true, value_name = "URL")]
+    store: Option<EtcdUrl>,
 }
 
 impl Server {
     pub(super) fn settings(&self, data: &Data) -> ServerSettings {
         let defaults = ServerSettings::new(&data.data_dir);
-        ServerSettings { api_addr: self.api_addr, xds_addr: self.xds_addr, ..defaults }
+        let shared = self.store.clone().map(|etcd| SharedStore { etcd, server: server_name() });
+        ServerSettings { api_addr: self.api_addr, xds_addr: self.xds_addr, shared, ..defaults }
     }
+}
+
+/// What the other servers call this one: two of them may be on one host.
+fn server_name() -> String {
+    format!("{}/{}", hostname(), std::process::id())
 }
 
 #[derive(Args)]

@@ -1,6 +1,7 @@
-//! Envoy, HAProxy and nginx, as their packages ship them.
+//! Envoy, HAProxy, nginx and etcd, as their packages ship them.
 
 pub mod envoy;
+pub mod etcd;
 pub mod haproxy;
 pub mod nginx;
 

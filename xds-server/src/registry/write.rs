@@ -71,6 +71,9 @@ pub enum Refusal {
     /// The store did not take it.
     #[error("{0}")]
     Store(String),
+    /// The store does not answer.
+    #[error("{0}")]
+    Unavailable(String),
     /// Too much is waiting already.
     #[error("{0}")]
     Busy(String),
@@ -168,16 +171,16 @@ pub fn perform(world: &mut World, write: &Write, revision: u64) -> Result<Effect
         }
         Write::RemoveEndpoint { cluster, id } => {
             version_exists(world, cluster)?;
-            if world.take_endpoint(cluster, id).is_none() {
+            if !take_endpoint(world, cluster, id, &mut effect) {
                 return Err(Refusal::NotFound(format!("{cluster} has no registered endpoint `{id}`")));
             }
-            note_endpoint(Action::Deleted, cluster, id, String::new(), &mut effect);
         }
     }
     Ok(effect)
 }
 
-fn put_document(world: &mut World, document: Document, revision: u64, effect: &mut Effect) {
+/// Puts a document without asking whether it fits the rest.
+pub(super) fn put_document(world: &mut World, document: Document, revision: u64, effect: &mut Effect) {
     let reference = document.reference();
     let before = match &document {
         Document::Service(s) => world.services.get(&s.name).map(|e| Document::Service((*e.value).clone())),
@@ -277,30 +280,45 @@ fn delete(
             let users = world.routes_to(name).map(|route| route.name.as_str()).collect::<Vec<_>>();
             refuse_if_used(object, "routes", &users)?;
             refuse_if_registered(world, &entry.value)?;
-            for (cluster, _) in entry.value.clusters() {
-                effect.touched.clusters.insert(cluster.clone());
-                effect.touched.assignments.insert(cluster);
-            }
-            world.services.remove(name);
         }
         DocumentRef::Gateway(name) => {
             existing(&world.gateways, name, "gateway", if_match)?;
             let users = world.routes_on(name).map(|route| route.name.as_str()).collect::<Vec<_>>();
             refuse_if_used(object, "routes", &users)?;
-            effect.touched.listeners.insert(name.clone());
-            effect.touched.routes.insert(name.clone());
-            world.gateways.remove(name);
         }
         DocumentRef::Route(name) => {
-            let entry = existing(&world.routes, name, "route", if_match)?;
+            existing(&world.routes, name, "route", if_match)?;
+        }
+    }
+    take_document(world, object, effect);
+    Ok(())
+}
+
+/// Removes a document without asking whether something needs it. Nothing happens when it is not there.
+pub(super) fn take_document(world: &mut World, object: &DocumentRef, effect: &mut Effect) {
+    match object {
+        DocumentRef::Service(name) => {
+            let Some(entry) = world.services.remove(name) else { return };
+            for (cluster, _) in entry.value.clusters() {
+                effect.touched.clusters.insert(cluster.clone());
+                effect.touched.assignments.insert(cluster);
+            }
+        }
+        DocumentRef::Gateway(name) => {
+            if world.gateways.remove(name).is_none() {
+                return;
+            }
+            effect.touched.listeners.insert(name.clone());
+            effect.touched.routes.insert(name.clone());
+        }
+        DocumentRef::Route(name) => {
+            let Some(entry) = world.take_route(name) else { return };
             effect.touched.routes.insert(entry.value.gateway.clone());
-            world.take_route(name);
         }
     }
     let (kind, name) = kind_and_name(object);
     effect.change(Action::Deleted, kind, name, "");
     effect.documents.push(object.clone());
-    Ok(())
 }
 
 fn refuse_if_used(object: &DocumentRef, what: &str, users: &[&str]) -> Result<(), Refusal> {
@@ -373,7 +391,13 @@ fn version_exists(world: &World, cluster: &ClusterName) -> Result<(), Refusal> {
     )))
 }
 
-fn put_endpoint(world: &mut World, cluster: &ClusterName, endpoint: &Endpoint, effect: &mut Effect) {
+/// Puts an endpoint without asking whether its version exists.
+pub(super) fn put_endpoint(
+    world: &mut World,
+    cluster: &ClusterName,
+    endpoint: &Endpoint,
+    effect: &mut Effect,
+) {
     let action = match world.endpoint(cluster, &endpoint.id) {
         Some(before) if **before == *endpoint => {
             let name = format!("{cluster}/{}", endpoint.id);
@@ -384,6 +408,20 @@ fn put_endpoint(world: &mut World, cluster: &ClusterName, endpoint: &Endpoint, e
     };
     world.put_endpoint(cluster.clone(), Arc::new(endpoint.clone()));
     note_endpoint(action, cluster, &endpoint.id, format!("at {}", endpoint.address), effect);
+}
+
+/// Removes an endpoint; `false` when it is not there.
+pub(super) fn take_endpoint(
+    world: &mut World,
+    cluster: &ClusterName,
+    id: &EndpointId,
+    effect: &mut Effect,
+) -> bool {
+    let taken = world.take_endpoint(cluster, id).is_some();
+    if taken {
+        note_endpoint(Action::Deleted, cluster, id, String::new(), effect);
+    }
+    taken
 }
 
 fn note_endpoint(

@@ -1,0 +1,93 @@
+//! etcd (Debian's `etcd-server`), one member, that can be stopped, killed and started again in place.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use hyper::Method;
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, process::Command};
+
+use crate::{api::Api, process::Process, temp::TempDir, until};
+
+pub struct Etcd {
+    pub process: Process,
+    /// Where clients find it; its JSON gateway as well.
+    pub address: SocketAddr,
+    api: Api,
+    peer: SocketAddr,
+    directory: TempDir,
+}
+
+impl Etcd {
+    /// A new member with nothing in it.
+    pub async fn start() -> Self {
+        let directory = TempDir::new();
+        let (address, peer) = (free_port().await, free_port().await);
+        let process = start(directory.path(), address, peer);
+        let etcd = Self { process, address, api: Api::new(address), peer, directory };
+        etcd.answers().await;
+        etcd
+    }
+
+    /// What `--store` takes.
+    pub fn url(&self) -> String {
+        format!("etcd://{}/test", self.address)
+    }
+
+    /// Starts it again with what it had; the old process has to be gone.
+    pub async fn restart(&mut self) {
+        self.process = start(self.directory.path(), self.address, self.peer);
+        self.answers().await;
+    }
+
+    /// Forgets the history of everything: who was away cannot follow change by change.
+    pub async fn compact(&self) {
+        let newest = self.ask("/v3/kv/range", &json!({"key": "AA=="})).await.expect("etcd answers");
+        let revision = newest["header"]["revision"].clone();
+        let answer = self.ask("/v3/kv/compaction", &json!({"revision": revision, "physical": true})).await;
+        assert!(answer.is_some(), "etcd compacts up to {revision}");
+    }
+
+    async fn answers(&self) {
+        until("etcd to answer", Duration::from_secs(20), async || {
+            self.ask("/v3/kv/range", &json!({"key": "AA=="})).await
+        })
+        .await;
+    }
+
+    /// One call of its JSON gateway; `None` when it fails.
+    async fn ask(&self, path: &str, body: &Value) -> Option<Value> {
+        let sent = self.api.send(Method::POST, path, "application/json", body.to_string());
+        let (status, body) = sent.await.ok()?;
+        status.is_success().then(|| serde_json::from_slice(&body).ok())?
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("etcd.log")).unwrap_or_default()
+    }
+}
+
+fn start(directory: &Path, address: SocketAddr, peer: SocketAddr) -> Process {
+    let binary = super::find("etcd").expect("etcd is not installed: .ci/install test installs it");
+    let (client, peer) = (format!("http://{address}"), format!("http://{peer}"));
+    let mut command = Command::new(binary);
+    command.args(["--name", "one", "--log-level", "warn", "--data-dir"]).arg(directory.join("data"));
+    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+    command.arg("--initial-cluster").arg(format!("one={peer}"));
+    // The machine may say otherwise for an etcd of its own.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCD_")) {
+        command.env_remove(name);
+    }
+    Process::start(command, &directory.join("etcd.log"))
+}
+
+/// A port that it finds again after a restart: below those that the kernel gives out.
+async fn free_port() -> SocketAddr {
+    for _ in 0..100 {
+        let port = fastrand::u16(10_000..32_000);
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await {
+            return listener.local_addr().unwrap();
+        }
+    }
+    panic!("none of a hundred ports is free");
+}
