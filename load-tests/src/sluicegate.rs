@@ -1,7 +1,7 @@
 //! The binary under test, its server and its proxies.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::OnceLock,
     time::Duration,
@@ -54,9 +54,17 @@ struct Ready {
 }
 
 async fn start(arguments: &[&str], directory: &Path, name: &str) -> (Process, Ready) {
+    start_with(Command::new(binary()), arguments, directory, name).await
+}
+
+async fn start_with(
+    mut command: Command,
+    arguments: &[&str],
+    directory: &Path,
+    name: &str,
+) -> (Process, Ready) {
     let (ready_file, log) = (directory.join(format!("{name}.ready")), directory.join(format!("{name}.log")));
     let _ = std::fs::remove_file(&ready_file);
-    let mut command = Command::new(binary());
     command.args(arguments).arg("--ready-file").arg(&ready_file).current_dir(directory);
     let mut process = Process::start(command, &log);
     let ready = process.ready(&ready_file, &log).await;
@@ -80,6 +88,17 @@ impl Server {
     /// One of the servers that share `store`.
     pub async fn start_sharing(store: &str) -> Self {
         Self::start_in(TempDir::new(), "127.0.0.1:0", "127.0.0.1:0", Some(store.to_owned())).await
+    }
+
+    /// The same in a network namespace, where it listens at `ip`.
+    pub async fn start_sharing_in(namespace: &str, ip: IpAddr, store: &str) -> Self {
+        let (directory, at) = (TempDir::new(), SocketAddr::new(ip, 0).to_string());
+        let arguments = ["xds-server", "--api-addr", &at, "--xds-addr", &at, "--store", store];
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(binary());
+        let (process, ready) = start_with(command, &arguments, directory.path(), "server").await;
+        let (api, xds) = (Api::new(ready.api.unwrap()), ready.xds.unwrap());
+        Self { process, api, xds, directory, store: Some(store.to_owned()) }
     }
 
     async fn start_in(directory: TempDir, api: &str, xds: &str, store: Option<String>) -> Self {

@@ -1,6 +1,10 @@
 //! etcd (Debian's `etcd-server`), one member, that can be stopped, killed and started again in place.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use hyper::Method;
 use serde_json::{Value, json};
@@ -14,16 +18,23 @@ pub struct Etcd {
     pub address: SocketAddr,
     api: Api,
     peer: SocketAddr,
+    /// Further addresses of this machine at which it listens.
+    further: Vec<IpAddr>,
     directory: TempDir,
 }
 
 impl Etcd {
     /// A new member with nothing in it.
     pub async fn start() -> Self {
+        Self::start_at(&[]).await
+    }
+
+    /// The same, which listens at `further` addresses of this machine too.
+    pub async fn start_at(further: &[IpAddr]) -> Self {
         let directory = TempDir::new();
-        let (address, peer) = (free_port().await, free_port().await);
-        let process = start(directory.path(), address, peer);
-        let etcd = Self { process, address, api: Api::new(address), peer, directory };
+        let (address, peer, further) = (free_port().await, free_port().await, further.to_vec());
+        let process = start(directory.path(), address, peer, &further);
+        let etcd = Self { process, address, api: Api::new(address), peer, further, directory };
         etcd.answers().await;
         etcd
     }
@@ -35,7 +46,7 @@ impl Etcd {
 
     /// Starts it again with what it had; the old process has to be gone.
     pub async fn restart(&mut self) {
-        self.process = start(self.directory.path(), self.address, self.peer);
+        self.process = start(self.directory.path(), self.address, self.peer, &self.further);
         self.answers().await;
     }
 
@@ -45,6 +56,21 @@ impl Etcd {
         let revision = newest["header"]["revision"].clone();
         let answer = self.ask("/v3/kv/compaction", &json!({"revision": revision, "physical": true})).await;
         assert!(answer.is_some(), "etcd compacts up to {revision}");
+    }
+
+    /// Removes all that it had; its process has to be gone.
+    pub fn forget(&self) {
+        std::fs::remove_dir_all(self.directory.join("data")).unwrap();
+    }
+
+    /// Ends every lease at once, as if nobody had renewed it; says how many there were.
+    pub async fn end_leases(&self) -> usize {
+        let listed = self.ask("/v3/lease/leases", &json!({})).await.expect("etcd lists its leases");
+        let leases: Vec<Value> = listed["leases"].as_array().cloned().unwrap_or_default();
+        for lease in &leases {
+            self.ask("/v3/lease/revoke", &json!({"ID": lease["ID"]})).await.expect("etcd ends a lease");
+        }
+        leases.len()
     }
 
     async fn answers(&self) {
@@ -66,12 +92,14 @@ impl Etcd {
     }
 }
 
-fn start(directory: &Path, address: SocketAddr, peer: SocketAddr) -> Process {
+fn start(directory: &Path, address: SocketAddr, peer: SocketAddr, further: &[IpAddr]) -> Process {
     let binary = super::find("etcd").expect("etcd is not installed: .ci/install test installs it");
     let (client, peer) = (format!("http://{address}"), format!("http://{peer}"));
     let mut command = Command::new(binary);
     command.args(["--name", "one", "--log-level", "warn", "--data-dir"]).arg(directory.join("data"));
-    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+    let further = further.iter().map(|ip| format!(",http://{}", SocketAddr::new(*ip, address.port())));
+    let listen = format!("{client}{}", further.collect::<String>());
+    command.args(["--listen-client-urls", &listen, "--advertise-client-urls", &client]);
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
     command.arg("--initial-cluster").arg(format!("one={peer}"));
     // The machine may say otherwise for an etcd of its own.

@@ -52,6 +52,8 @@ const ATTEMPTS: usize = 64;
 const CATCH_UP: Duration = Duration::from_millis(50);
 /// How soon the endpoint of a closed connection that could not be removed is tried again.
 const REMOVE_AGAIN: Lease = Lease::Ttl(1_000);
+/// How long what ended by a lease is still shown, so that a server that knows better can say so.
+const DOUBT: Duration = Duration::from_millis(300);
 /// How soon endpoints that could not be put back are tried again.
 const REVIVE_AGAIN: Duration = Duration::from_millis(500);
 
@@ -67,6 +69,8 @@ pub(super) struct SharedWriter {
     pub(super) draft: Draft,
     /// Endpoints that live though their lease in the store has ended.
     pub(super) revivals: VecDeque<(Key, Endpoint)>,
+    /// Until when nothing is published unless a write of this server is.
+    pub(super) doubt: Option<Instant>,
     /// Transactions of this server whose changes it waits for, and those that have come.
     pub(super) in_flight: BTreeMap<u64, Option<u64>>,
 }
@@ -116,7 +120,10 @@ impl SharedWriter {
                 self.revive().await;
                 revive_at = Instant::now() + REVIVE_AGAIN;
             }
-            self.publish();
+            if self.doubt.is_none_or(|until| until <= Instant::now()) {
+                self.doubt = None;
+                self.publish();
+            }
             tokio::select! {
                 fed = self.feed.recv() => match fed {
                     Some(fed) => {
@@ -137,6 +144,7 @@ impl SharedWriter {
                     }
                 }
                 () = sleep_until(revive_at), if !self.revivals.is_empty() => {}
+                () = sleep_until(self.doubt.unwrap_or(revive_at)), if self.doubt.is_some() => {}
             }
         }
     }
@@ -536,6 +544,7 @@ impl SharedWriter {
                 } else {
                     self.leases.end(key);
                     self.metrics.expired_leases.inc();
+                    self.doubt.get_or_insert_with(|| Instant::now() + DOUBT);
                 }
             }
             (Origin::Theirs(_), None) => self.leases.end(key),
