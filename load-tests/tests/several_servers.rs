@@ -17,7 +17,7 @@ use load_tests::{
     api::{Answer, Api, Hold, endpoint_path},
     backend::Backend,
     peers::etcd::Etcd,
-    sluicegate::{Edge, Server, manifest},
+    sluicegate::{Edge, Server, binary, manifest},
     traffic::{Client, Traffic},
     until,
 };
@@ -36,11 +36,23 @@ async fn servers(etcd: &Etcd, count: usize) -> Vec<Server> {
 
 /// Waits until `server` shows exactly `ids` as the endpoints of `shop/v1`.
 async fn shows(server: &Server, ids: &[&str]) {
+    let _log = LogOnPanic(server);
     until(&format!("a server to show {ids:?}"), SOON, async || {
         let shop = server.api.get("/v1/services/shop").await;
         (endpoints(&shop) == ids).then_some(())
     })
     .await;
+}
+
+/// Shows what a server said when a test fails.
+struct LogOnPanic<'s>(&'s Server);
+
+impl Drop for LogOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.0.log());
+        }
+    }
 }
 
 fn endpoints(shop: &Value) -> Vec<String> {
@@ -153,6 +165,41 @@ async fn what_two_servers_write_at_once_is_never_mixed() {
             (endpoints(&server.api.get("/v1/services/shop").await).len() == 90).then_some(())
         })
         .await;
+    }
+}
+
+/// What `sluicegate xds-server --store` says when it does not start.
+async fn refused(store: &str) -> (Option<i32>, String) {
+    let mut command = tokio::process::Command::new(binary());
+    command.args(["xds-server", "--api-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0", "--store", store]);
+    let output = tokio::time::timeout(SOON, command.kill_on_drop(true).output()).await;
+    let output = output.expect("it ends by itself").unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_makes_no_sense_is_refused_with_the_remedy() {
+    let (code, said) = refused("redis://127.0.0.1:2379").await;
+    assert_eq!(code, Some(2), "{said}");
+    let remedy = "`redis` is no store that this server has; write etcd://host:port[,host:port…][/prefix]";
+    assert!(said.contains(remedy), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_with_passwords_takes_the_right_one_and_the_wrong_one_is_told_so() {
+    let etcd = Etcd::start().await;
+    etcd.require_password("se:cr@et").await;
+    let server = Server::start_sharing(&etcd.url_for("root:se:cr@et")).await;
+    server.api.apply(&manifest("127.0.0.1:0", &[("v1", 1)])).await.ok();
+    let backend = Backend::start("v1").await;
+    let _held = server.api.hold("shop/v1", "held", backend.address).await;
+    lease(&server, "leased", backend.address, "2s").await.ok();
+    lease(&server, "leased", backend.address, "2s").await.ok();
+    for login in ["root:wrong", ""] {
+        let (code, said) = refused(&etcd.url_for(login)).await;
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("give --store a user that may read and write"), "{said}");
+        assert!(!said.contains("wrong"), "{said}");
     }
 }
 

@@ -44,6 +44,12 @@ impl Etcd {
         format!("etcd://{}/test", self.address)
     }
 
+    /// The same for who logs in as `user:password`.
+    pub fn url_for(&self, login: &str) -> String {
+        let at = if login.is_empty() { "" } else { "@" };
+        format!("etcd://{login}{at}{}/test", self.address)
+    }
+
     /// Starts it again with what it had; the old process has to be gone.
     pub async fn restart(&mut self) {
         self.process = start(self.directory.path(), self.address, self.peer, &self.further);
@@ -61,6 +67,17 @@ impl Etcd {
     /// Removes all that it had; its process has to be gone.
     pub fn forget(&self) {
         std::fs::remove_dir_all(self.directory.join("data")).unwrap();
+    }
+
+    /// From now on only `root` with this password may do anything.
+    pub async fn require_password(&self, password: &str) {
+        let root = json!({"name": "root", "password": password});
+        let grant = json!({"user": "root", "role": "root"});
+        for (what, body) in [("user/add", root), ("role/add", json!({"name": "root"})), ("user/grant", grant)]
+        {
+            self.ask(&format!("/v3/auth/{what}"), &body).await.unwrap_or_else(|| panic!("etcd takes {what}"));
+        }
+        self.ask("/v3/auth/enable", &json!({})).await.expect("etcd asks for a password");
     }
 
     /// Ends every lease at once, as if nobody had renewed it; says how many there were.

@@ -154,7 +154,7 @@ impl Registry {
             grace,
             draft: Draft::new(world, seen),
             revivals: VecDeque::new(),
-            doubt: None,
+            doubted: Default::default(),
             in_flight: BTreeMap::new(),
         };
         tokio::spawn(writer.run(queue));

@@ -69,8 +69,9 @@ pub(super) struct SharedWriter {
     pub(super) draft: Draft,
     /// Endpoints that live though their lease in the store has ended.
     pub(super) revivals: VecDeque<(Key, Endpoint)>,
-    /// Until when nothing is published unless a write of this server is.
-    pub(super) doubt: Option<Instant>,
+    /// Endpoints whose leases have ended, unless another server knows better, and until when that is
+    /// waited for before anything is published.
+    pub(super) doubted: (BTreeSet<Key>, Option<Instant>),
     /// Transactions of this server whose changes it waits for, and those that have come.
     pub(super) in_flight: BTreeMap<u64, Option<u64>>,
 }
@@ -118,10 +119,12 @@ impl SharedWriter {
         loop {
             if !self.revivals.is_empty() && revive_at <= Instant::now() {
                 self.revive().await;
-                revive_at = Instant::now() + REVIVE_AGAIN;
+                if !self.revivals.is_empty() {
+                    revive_at = Instant::now() + REVIVE_AGAIN;
+                }
             }
-            if self.doubt.is_none_or(|until| until <= Instant::now()) {
-                self.doubt = None;
+            let doubt = self.doubted.1.filter(|until| *until > Instant::now());
+            if doubt.is_none() || self.doubted.0.is_empty() {
                 self.publish();
             }
             tokio::select! {
@@ -144,7 +147,7 @@ impl SharedWriter {
                     }
                 }
                 () = sleep_until(revive_at), if !self.revivals.is_empty() => {}
-                () = sleep_until(self.doubt.unwrap_or(revive_at)), if self.doubt.is_some() => {}
+                () = sleep_until(doubt.unwrap_or(revive_at)), if doubt.is_some() => {}
             }
         }
     }
@@ -276,8 +279,9 @@ impl SharedWriter {
                     self.wait_for_news(CATCH_UP).await;
                 }
                 Err(Failure::Refused(why)) if why.contains("lease not found") => {
-                    leases.values().for_each(|id| self.etcd.end_session(*id));
-                    leases.clear();
+                    for id in std::mem::take(&mut leases).into_values() {
+                        self.etcd.end_session(id);
+                    }
                 }
                 Err(Failure::Refused(why)) => {
                     tracing::warn!(why, "the store refused a write");
@@ -534,6 +538,7 @@ impl SharedWriter {
 
     /// What a change of the store means to what keeps an endpoint here.
     fn move_term(&mut self, key: &Key, change: &Change, origin: &Origin<'_>) {
+        self.doubted.0.remove(key);
         match (origin, &change.value) {
             // Whoever asked for it settles it.
             (Origin::Ours(_), _) => {}
@@ -544,7 +549,8 @@ impl SharedWriter {
                 } else {
                     self.leases.end(key);
                     self.metrics.expired_leases.inc();
-                    self.doubt.get_or_insert_with(|| Instant::now() + DOUBT);
+                    self.doubted.0.insert(key.clone());
+                    self.doubted.1.get_or_insert_with(|| Instant::now() + DOUBT);
                 }
             }
             (Origin::Theirs(_), None) => self.leases.end(key),
@@ -587,6 +593,7 @@ impl SharedWriter {
 
     /// Publishes what has happened.
     fn publish(&mut self) {
+        self.doubted = Default::default();
         let before = Arc::clone(&self.publish.borrow());
         let seen = self.draft.seen;
         if seen <= before.snapshot.revision() {
@@ -724,3 +731,7 @@ fn loses_versions(before: &World, after: &World, reference: &DocumentRef) -> boo
     let new = after.service(name);
     old.value.versions.keys().any(|version| new.is_none_or(|new| !new.value.versions.contains_key(version)))
 }
+
+#[cfg(test)]
+#[path = "shared/tests.rs"]
+mod tests;

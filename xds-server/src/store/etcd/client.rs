@@ -10,6 +10,7 @@ use std::{
 
 use config::etcd::EtcdUrl;
 use http::uri::PathAndQuery;
+use hyper_util::client::legacy::connect::HttpConnector;
 use prost::Message;
 use tokio_stream::Stream;
 use tonic::{
@@ -30,6 +31,9 @@ use super::wire::{
 const CONNECT: Duration = Duration::from_secs(1);
 /// How long a member may take for an answer.
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long the kernel goes on trying to deliver what was sent: a write that was answered as failed is
+/// not to arrive when a partition heals, minutes later.
+const UNDELIVERED: Duration = Duration::from_secs(4);
 /// How large an answer may be, in bytes: etcd's own bound on what it holds is far below.
 const MAX_ANSWER: usize = 1 << 30;
 
@@ -88,6 +92,7 @@ impl Client {
         if current.generation == generation {
             current.member = (current.member + 1) % self.url.members().len();
             current.channel = channel(&self.url.members()[current.member]);
+            current.token = None;
             current.generation += 1;
         }
     }
@@ -253,7 +258,11 @@ fn channel(member: &str) -> Channel {
     let uri = format!("http://{member}");
     // A member is a host and a port, which is a URI; should one not be, nobody answers there.
     let endpoint = Endpoint::from_shared(uri).unwrap_or_else(|_| Endpoint::from_static("http://0.0.0.0:1"));
-    endpoint.connect_timeout(CONNECT).tcp_nodelay(true).connect_lazy()
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_tcp_user_timeout(Some(UNDELIVERED));
+    endpoint.connect_timeout(CONNECT).connect_with_connector_lazy(connector)
 }
 
 /// Whether etcd said no, or nobody knows (`api/v3rpc/rpctypes/error.go` of etcd: what a member cannot

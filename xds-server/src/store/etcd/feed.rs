@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{
-    Etcd, Everything, Failure,
+    Etcd, Everything, Failure, History,
     keys::Place,
     wire::{EventType, WatchAsk, WatchCreate, WatchProgress, WatchRequest, WatchResponse},
 };
@@ -71,7 +71,7 @@ impl From<Failure> for End {
 struct Follower {
     etcd: Arc<Etcd>,
     feed: mpsc::Sender<Feed>,
-    cluster: u64,
+    history: History,
     /// The first revision that has not been told.
     next: u64,
 }
@@ -79,7 +79,7 @@ struct Follower {
 /// Tells what happens after `loaded`, until the receiver is dropped.
 pub(crate) fn follow(etcd: Arc<Etcd>, loaded: &Everything) -> mpsc::Receiver<Feed> {
     let (feed, told) = mpsc::channel(WAITING);
-    let follower = Follower { etcd, feed, cluster: loaded.cluster, next: loaded.revision + 1 };
+    let follower = Follower { etcd, feed, history: loaded.history, next: loaded.revision + 1 };
     tokio::spawn(follower.run());
     told
 }
@@ -136,7 +136,7 @@ impl Follower {
     async fn open_and_read(&mut self, lost: &mut Option<Instant>) -> Result<End, End> {
         let etcd = Arc::clone(&self.etcd);
         let newest = etcd.newest().await?;
-        self.check(newest.cluster, newest.revision)?;
+        self.check(newest.history, newest.revision)?;
         let (asks, asked) = mpsc::channel(4);
         let (key, range_end) = etcd.keys.everything();
         let create = WatchCreate { key, range_end, start_revision: self.next.cast_signed() };
@@ -171,7 +171,7 @@ impl Follower {
                     pings = pings.wrapping_add(1);
                     if pings.is_multiple_of(AUDIT) {
                         let newest = etcd.newest().await?;
-                        self.check(newest.cluster, newest.revision)?;
+                        self.check(newest.history, newest.revision)?;
                         if self.next <= due {
                             let next = self.next;
                             return Ok(End::Lost(format!("the watch waits for {next}, though etcd has {due}")));
@@ -232,7 +232,7 @@ impl Follower {
             Ok(everything) => everything,
             Err(failure) => return failure.into(),
         };
-        if let Err(end) = self.check(everything.cluster, everything.revision) {
+        if let Err(end) = self.check(everything.history, everything.revision) {
             return end;
         }
         self.next = everything.revision + 1;
@@ -244,16 +244,23 @@ impl Follower {
 
     /// That this is the etcd that was loaded, and not an empty or an older one in its place: following
     /// that would be a mass removal that nobody asked for.
-    fn check(&self, cluster: u64, revision: u64) -> Result<(), End> {
-        let remedy = "bring the former one back, or restart this server to take this one as it is";
-        if cluster != self.cluster {
-            let (was, url) = (self.cluster, &self.etcd.url);
-            return Err(End::Foreign(format!("{url} is cluster {cluster:x} and was {was:x}; {remedy}")));
+    fn check(&mut self, history: History, revision: u64) -> Result<(), End> {
+        let url = &self.etcd.url;
+        let foreign = |what: String| {
+            let remedy = "bring the former one back, or restart this server to take this one as it is";
+            Err(End::Foreign(format!("{url} is not the etcd that was loaded: {what}; {remedy}")))
+        };
+        if history.cluster != self.history.cluster {
+            return foreign(format!("its id is {:x} and was {:x}", history.cluster, self.history.cluster));
         }
         if revision + 1 < self.next {
-            let known = self.next - 1;
-            return Err(End::Foreign(format!("it is at revision {revision} and was at {known}; {remedy}")));
+            return foreign(format!("it is at revision {revision} and was at {}", self.next - 1));
         }
+        if self.history.born != 0 && history.born != self.history.born {
+            let (is, was) = (history.born, self.history.born);
+            return foreign(format!("its first write is of revision {is} and was of {was}"));
+        }
+        self.history = history;
         Ok(())
     }
 }

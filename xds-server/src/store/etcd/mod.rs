@@ -64,10 +64,27 @@ pub(crate) struct Mark {
 #[derive(Debug)]
 pub(crate) struct Everything {
     pub(crate) revision: u64,
-    /// The cluster's own id: another one is another history.
-    pub(crate) cluster: u64,
+    /// Whose history it is.
+    pub(crate) history: History,
     /// A put for every key.
     pub(crate) changes: Vec<Change>,
+}
+
+#[cfg(test)]
+impl Everything {
+    /// What a test says there is.
+    pub(crate) fn for_test(revision: u64, changes: Vec<Change>) -> Self {
+        Self { revision, history: History { cluster: 1, born: 1 }, changes }
+    }
+}
+
+/// What tells one etcd from another in its place. The cluster's own id alone does not: it is made of its
+/// members' names and addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct History {
+    cluster: u64,
+    /// When the first server wrote its first document; 0 before that.
+    born: u64,
 }
 
 /// What one transaction does, if all of `guards` hold.
@@ -166,9 +183,10 @@ impl Etcd {
             let header = header(page.header)?;
             let everything = everything.get_or_insert_with(|| Everything {
                 revision: header.revision.cast_unsigned(),
-                cluster: header.cluster_id,
+                history: History { cluster: header.cluster_id, born: 0 },
                 changes: Vec::new(),
             });
+            everything.history.born = everything.history.born.max(self.born(&page.kvs));
             let last = page.kvs.last().map(|pair| pair.key.clone());
             everything.changes.extend(page.kvs.into_iter().filter_map(|pair| self.put(pair)));
             match last {
@@ -195,7 +213,15 @@ impl Etcd {
         let answer = self.client.range(ask).await?;
         let header = header(answer.header)?;
         let written = answer.kvs.iter().map(|pair| pair.mod_revision.cast_unsigned()).max().unwrap_or(0);
-        Ok(Newest { written, revision: header.revision.cast_unsigned(), cluster: header.cluster_id })
+        let history = History { cluster: header.cluster_id, born: self.born(&answer.kvs) };
+        Ok(Newest { written, revision: header.revision.cast_unsigned(), history })
+    }
+
+    /// When the key was made that says who wrote documents; it is never removed.
+    fn born(&self, pairs: &[wire::KeyValue]) -> u64 {
+        let key = self.keys.written(Table::Documents);
+        let made = pairs.iter().find(|pair| pair.key == key);
+        made.map_or(0, |pair| pair.create_revision.cast_unsigned())
     }
 
     /// The newest revision at which a server has written anything, as a majority knows it.
@@ -274,7 +300,7 @@ pub(crate) const WRITTEN: &str = "";
 struct Newest {
     written: u64,
     revision: u64,
-    cluster: u64,
+    history: History,
 }
 
 fn header(header: Option<Header>) -> Result<Header, Failure> {

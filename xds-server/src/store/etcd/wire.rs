@@ -18,6 +18,8 @@ pub(super) struct Header {
 pub(super) struct KeyValue {
     #[prost(bytes = "bytes", tag = "1")]
     pub(super) key: Bytes,
+    #[prost(int64, tag = "2")]
+    pub(super) create_revision: i64,
     #[prost(int64, tag = "3")]
     pub(super) mod_revision: i64,
     #[prost(bytes = "bytes", tag = "5")]
