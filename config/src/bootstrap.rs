@@ -2,7 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::tls::{CertificateFiles, ClientTls};
+use crate::{
+    etcd::EtcdUrl,
+    tls::{CertificateFiles, ClientTls},
+};
 
 /// Default address of the HTTP API: loopback, which needs no authentication.
 pub const DEFAULT_API_ADDR: &str = "127.0.0.1:18080";
@@ -30,6 +33,8 @@ pub struct ServerSettings {
     pub tls: Option<ServerTls>,
     /// Whether to listen beyond loopback though nobody would have to say who they are.
     pub insecure: bool,
+    /// The store that several servers share; `None` keeps everything in `data_dir`.
+    pub shared: Option<SharedStore>,
 }
 
 /// The TLS of a server's listeners, as PEM files that are followed when they change.
@@ -40,6 +45,15 @@ pub struct ServerTls {
     /// The authorities of its clients: with them clients of xDS have to show a certificate, and clients
     /// of the API may.
     pub client_ca: Option<PathBuf>,
+}
+
+/// A store that several servers share.
+#[derive(Clone, Debug)]
+pub struct SharedStore {
+    /// Where it is.
+    pub etcd: EtcdUrl,
+    /// What the others call this server when it has changed something.
+    pub server: String,
 }
 
 impl ServerSettings {
@@ -54,6 +68,7 @@ impl ServerSettings {
             access: None,
             tls: None,
             insecure: false,
+            shared: None,
         }
     }
 }

@@ -10,7 +10,7 @@
 //! - [`access`]: who may do what: tokens, client certificates, nodes.
 //! - [`manifest`]: YAML/JSON documents to the types above; errors name file, line and field.
 //! - [`xds`]: the only rooms that know protobuf; encode and decode, one file a resource type.
-//! - [`bootstrap`]: settings of the processes.
+//! - [`bootstrap`]: settings of the processes. [`etcd`]: where an etcd cluster is.
 //!
 //! Architecture invariant: a value of one of these types that exists is valid, so no holder checks
 //! again. What spans several objects (a route to a missing service) is the registry's to check.
@@ -18,6 +18,7 @@
 pub mod access;
 pub mod bootstrap;
 pub mod endpoint;
+pub mod etcd;
 pub mod manifest;
 pub mod name;
 pub mod route;

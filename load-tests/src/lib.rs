@@ -5,7 +5,7 @@
 //! - [`sluicegate`]: the binary under test, its server and its proxies.
 //! - [`backend`]: HTTP and gRPC instances in this process, which count and time what reaches them.
 //! - [`api`]: the API as a client sees it. [`traffic`]: steady requests and what became of them.
-//! - [`mod@bench`]: proxies side by side. [`peers`]: Envoy, HAProxy, nginx, gRPC. [`figures`]: min, p50, p99, max.
+//! - [`mod@bench`]: proxies side by side. [`peers`]: Envoy, HAProxy, nginx, etcd, gRPC. [`figures`]: min, p50, p99, max.
 //! - [`swarm`]: many xDS clients of one server.
 //! - [`until`]: waiting for a condition with a deadline; the only way anything here waits.
 //!

@@ -1,7 +1,7 @@
 //! The binary under test, its server and its proxies.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::OnceLock,
     time::Duration,
@@ -54,9 +54,17 @@ struct Ready {
 }
 
 async fn start(arguments: &[&str], directory: &Path, name: &str) -> (Process, Ready) {
+    start_with(Command::new(binary()), arguments, directory, name).await
+}
+
+async fn start_with(
+    mut command: Command,
+    arguments: &[&str],
+    directory: &Path,
+    name: &str,
+) -> (Process, Ready) {
     let (ready_file, log) = (directory.join(format!("{name}.ready")), directory.join(format!("{name}.log")));
     let _ = std::fs::remove_file(&ready_file);
-    let mut command = Command::new(binary());
     command.args(arguments).arg("--ready-file").arg(&ready_file).current_dir(directory);
     let mut process = Process::start(command, &log);
     let ready = process.ready(&ready_file, &log).await;
@@ -69,6 +77,7 @@ pub struct Server {
     pub api: Api,
     pub xds: SocketAddr,
     directory: TempDir,
+    store: Option<String>,
 }
 
 impl Server {
@@ -78,15 +87,39 @@ impl Server {
 
     /// With flags beside the usual ones. [`Self::api`] does not speak TLS.
     pub async fn start_with(flags: &[&str]) -> Self {
-        Self::start_in(TempDir::new(), "127.0.0.1:0", "127.0.0.1:0", flags).await
+        Self::start_in(TempDir::new(), "127.0.0.1:0", "127.0.0.1:0", None, flags).await
     }
 
-    async fn start_in(directory: TempDir, api: &str, xds: &str, flags: &[&str]) -> Self {
+    /// One of the servers that share `store`.
+    pub async fn start_sharing(store: &str) -> Self {
+        Self::start_in(TempDir::new(), "127.0.0.1:0", "127.0.0.1:0", Some(store.to_owned()), &[]).await
+    }
+
+    /// The same in a network namespace, where it listens at `ip`.
+    pub async fn start_sharing_in(namespace: &str, ip: IpAddr, store: &str) -> Self {
+        let (directory, at) = (TempDir::new(), SocketAddr::new(ip, 0).to_string());
+        let arguments = ["xds-server", "--api-addr", &at, "--xds-addr", &at, "--insecure", "--store", store];
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(binary());
+        let (process, ready) = start_with(command, &arguments, directory.path(), "server").await;
+        let (api, xds) = (Api::new(ready.api.unwrap()), ready.xds.unwrap());
+        Self { process, api, xds, directory, store: Some(store.to_owned()) }
+    }
+
+    async fn start_in(
+        directory: TempDir,
+        api: &str,
+        xds: &str,
+        store: Option<String>,
+        flags: &[&str],
+    ) -> Self {
         let data = directory.join("data");
-        let arguments =
-            ["xds-server", "--data-dir", data.to_str().unwrap(), "--api-addr", api, "--xds-addr", xds];
-        let (process, ready) = start(&[&arguments, flags].concat(), directory.path(), "server").await;
-        Self { process, api: Api::new(ready.api.unwrap()), xds: ready.xds.unwrap(), directory }
+        let mut arguments =
+            vec!["xds-server", "--data-dir", data.to_str().unwrap(), "--api-addr", api, "--xds-addr", xds];
+        arguments.extend(store.iter().flat_map(|url| ["--store", url]));
+        arguments.extend(flags);
+        let (process, ready) = start(&arguments, directory.path(), "server").await;
+        Self { process, api: Api::new(ready.api.unwrap()), xds: ready.xds.unwrap(), directory, store }
     }
 
     /// Starts again with the same data and addresses; the old process has to be gone.
@@ -97,7 +130,7 @@ impl Server {
     /// The same, with flags beside the usual ones.
     pub async fn restart_with(self, flags: &[&str]) -> Self {
         let (api, xds) = (self.api.address().to_string(), self.xds.to_string());
-        Self::start_in(self.directory, &api, &xds, flags).await
+        Self::start_in(self.directory, &api, &xds, self.store, flags).await
     }
 
     pub fn log(&self) -> String {
@@ -122,27 +155,34 @@ pub struct Listener {
 impl Edge {
     /// A proxy called `node` that follows the server at `xds`.
     pub async fn start(node: &str, xds: SocketAddr) -> Self {
-        Self::start_with(node, xds, &[]).await
+        Self::start_in(TempDir::new(), node, &[xds], &[]).await
     }
 
     /// With flags beside the usual ones.
     pub async fn start_with(node: &str, xds: SocketAddr, flags: &[&str]) -> Self {
-        Self::start_in(TempDir::new(), node, xds, flags).await
+        Self::start_in(TempDir::new(), node, &[xds], flags).await
     }
 
-    async fn start_in(directory: TempDir, node: &str, xds: SocketAddr, flags: &[&str]) -> Self {
-        let (xds, data) = (xds.to_string(), directory.join("data"));
+    /// A proxy called `node` that follows one of `servers`.
+    pub async fn start_following(node: &str, servers: &[SocketAddr]) -> Self {
+        Self::start_in(TempDir::new(), node, servers, &[]).await
+    }
+
+    async fn start_in(directory: TempDir, node: &str, servers: &[SocketAddr], flags: &[&str]) -> Self {
+        let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
+        let data = directory.join("data");
         let data = data.to_str().unwrap();
-        let arguments =
-            ["proxy", "--server", &xds, "--node", node, "--admin-addr", "127.0.0.1:0", "--data-dir", data];
-        let (process, ready) = start(&[&arguments, flags].concat(), directory.path(), "proxy").await;
+        let mut arguments = vec!["proxy", "--node", node, "--admin-addr", "127.0.0.1:0", "--data-dir", data];
+        arguments.extend(servers.iter().flat_map(|server| ["--server", server]));
+        arguments.extend(flags);
+        let (process, ready) = start(&arguments, directory.path(), "proxy").await;
         Self { process, admin: Api::new(ready.admin.unwrap()), directory, node: node.to_owned() }
     }
 
     /// Starts again with the same data; the old process has to be gone.
     pub async fn restart(self, xds: SocketAddr) -> Self {
         let Self { directory, node, .. } = self;
-        Self::start_in(directory, &node, xds, &[]).await
+        Self::start_in(directory, &node, &[xds], &[]).await
     }
 
     /// Where a gateway listens, once it does.

@@ -8,8 +8,9 @@ use config::{
     CertificateFiles,
     bootstrap::{
         AccessLog, DEFAULT_ADMIN_ADDR, DEFAULT_API_ADDR, DEFAULT_XDS_ADDR, ProxySettings, ServerSettings,
-        ServerTls,
+        ServerTls, SharedStore,
     },
+    etcd::EtcdUrl,
     tls::ClientTls,
 };
 
@@ -61,6 +62,10 @@ pub(super) struct Server {
     /// Listen beyond loopback though nobody would have to say who they are
     #[arg(long)]
     insecure: bool,
+    /// An etcd cluster that any number of servers share, instead of a file in --data-dir:
+    /// etcd://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…][/PREFIX]
+    #[arg(long, env = "SLUICEGATE_STORE", hide_env_values = true, value_name = "URL")]
+    store: Option<EtcdUrl>,
 }
 
 impl Server {
@@ -75,9 +80,15 @@ impl Server {
             tls,
             insecure: self.insecure,
             load_interval: self.load_interval,
+            shared: self.store.clone().map(|etcd| SharedStore { etcd, server: server_name() }),
             ..defaults
         }
     }
+}
+
+/// What the other servers call this one: two of them may be on one host.
+fn server_name() -> String {
+    format!("{}/{}", hostname(), std::process::id())
 }
 
 /// Both or neither, which the command line has seen to.

@@ -62,6 +62,14 @@ pub struct Holder {
     displaced: oneshot::Sender<Displaced>,
 }
 
+impl Holder {
+    /// Tells the connection that its endpoint is no longer its own, before it ever was.
+    pub(crate) fn displace(self, why: Displaced) {
+        // An error means that the connection has gone already.
+        let _ = self.displaced.send(why);
+    }
+}
+
 /// Why an endpoint should be removed, to be checked again at the moment of removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -144,6 +152,21 @@ impl Leases {
     /// Ends the term of an endpoint that is removed for another reason.
     pub fn end(&self, key: &Key) {
         tell(self.terms.remove(key).map(|(_, term)| term), Displaced::Deleted);
+    }
+
+    /// Ends the term of an endpoint that somebody registered anew at another server.
+    pub fn replaced(&self, key: &Key) {
+        tell(self.terms.remove(key).map(|(_, term)| term), Displaced::Replaced);
+    }
+
+    /// Whether this server knows that the endpoint lives: its connection is open, or it was renewed
+    /// here and its term has not passed.
+    pub fn is_alive(&self, key: &Key) -> bool {
+        match self.terms.get(key).as_deref() {
+            Some(Term::Until { deadline, .. }) => *deadline > Instant::now(),
+            Some(Term::Held(..)) => true,
+            None => false,
+        }
     }
 
     /// Ends the term if `ended` still holds: it was neither renewed nor taken over since. From then

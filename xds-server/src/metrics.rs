@@ -22,8 +22,18 @@ pub struct Metrics {
     pub refused_writes: Counter,
     /// Commits that the store refused.
     pub store_failures: Counter,
-    /// 1 while the store refuses commits, else 0.
+    /// 1 while the store refuses commits or does not answer, else 0.
     pub store_failing: Gauge,
+    /// Writes that another server was faster than, and that were tried again.
+    pub store_conflicts: Counter,
+    /// Watches of the shared store that broke or went silent.
+    pub store_watches_lost: Counter,
+    /// How often everything was loaded anew, because changes were missed for good.
+    pub store_reloads: Counter,
+    /// Endpoints put back because they live though their lease in the shared store had ended.
+    pub store_revivals: Counter,
+    /// Values in the shared store that cannot be read; the objects stay as they were.
+    pub store_unreadable: Counter,
     /// Endpoints removed because their lease ended.
     pub expired_leases: Counter,
     /// Leases renewed.
@@ -96,6 +106,11 @@ impl Default for Metrics {
             refused_writes: Counter::default(),
             store_failures: Counter::default(),
             store_failing: Gauge::default(),
+            store_conflicts: Counter::default(),
+            store_watches_lost: Counter::default(),
+            store_reloads: Counter::default(),
+            store_revivals: Counter::default(),
+            store_unreadable: Counter::default(),
             expired_leases: Counter::default(),
             renewals: Counter::default(),
             api_requests: Family::default(),
@@ -117,7 +132,21 @@ impl Default for Metrics {
         registry.register("writes", "Writes that were done", m.writes.clone());
         registry.register("writes_refused", "Writes that were refused", m.refused_writes.clone());
         registry.register("store_failures", "Commits the store refused", m.store_failures.clone());
-        registry.register("store_failing", "1 while the store refuses commits", m.store_failing.clone());
+        registry.register(
+            "store_failing",
+            "1 while the store refuses commits or does not answer",
+            m.store_failing.clone(),
+        );
+        let conflicts = "Writes tried again because another server was faster";
+        registry.register("store_conflicts", conflicts, m.store_conflicts.clone());
+        let lost = "Watches of the shared store that broke or went silent";
+        registry.register("store_watches_lost", lost, m.store_watches_lost.clone());
+        let reloads = "Loads of everything because changes were missed for good";
+        registry.register("store_reloads", reloads, m.store_reloads.clone());
+        let revivals = "Endpoints put back because they outlived their lease in the shared store";
+        registry.register("store_revivals", revivals, m.store_revivals.clone());
+        let unreadable = "Values in the shared store that cannot be read";
+        registry.register("store_unreadable", unreadable, m.store_unreadable.clone());
         registry.register("leases_expired", "Endpoints whose lease ended", m.expired_leases.clone());
         registry.register("lease_renewals", "Leases renewed", m.renewals.clone());
         registry.register("api_requests", "API requests by status class", m.api_requests.clone());

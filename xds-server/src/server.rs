@@ -66,22 +66,24 @@ impl Server {
     /// Loads the store and binds both addresses. Call within a tokio runtime.
     pub async fn bind(settings: ServerSettings) -> Result<Self, StartError> {
         let (timeline, metrics, fleet) = <(Arc<Timeline>, Arc<Metrics>, Arc<Fleet>)>::default();
-        let directory = settings.data_dir.clone();
         let access = {
             let (settings, metrics) = (settings.clone(), Arc::clone(&metrics));
             tokio::task::spawn_blocking(move || Access::open(&settings, &metrics)).await
         };
         let access = Arc::new(access.map_err(|e| StoreError(format!("cannot read the access file: {e}")))??);
-        let opened = tokio::task::spawn_blocking(move || FileStore::open(&directory)).await;
-        let store = opened.map_err(|e| StoreError(format!("cannot open the store: {e}")))??;
+        let (kept, counted, grace) = (Arc::clone(&timeline), Arc::clone(&metrics), settings.hold_grace);
+        // First, so that a server that knows nothing yet does not listen either.
+        let registry = match &settings.shared {
+            Some(shared) => Registry::join(shared, kept, counted, grace).await?,
+            None => {
+                let directory = settings.data_dir.clone();
+                let opened = tokio::task::spawn_blocking(move || FileStore::open(&directory)).await;
+                let store = opened.map_err(|e| StoreError(format!("cannot open the store: {e}")))??;
+                Registry::start(Box::new(store), kept, counted, grace)?
+            }
+        };
         let (api_listener, api_addr) = listen(settings.api_addr, "the API", "--api-addr")?;
         let (xds_listener, xds_addr) = listen(settings.xds_addr, "xDS", "--xds-addr")?;
-        let registry = Registry::start(
-            Box::new(store),
-            Arc::clone(&timeline),
-            Arc::clone(&metrics),
-            settings.hold_grace,
-        )?;
         let state = registry.state();
         // Nothing waits for it: what is wrong stays in use.
         tokio::task::spawn_blocking(move || certificates::warn(&state.world, SystemTime::now()));
@@ -124,7 +126,7 @@ impl Server {
     pub async fn apply(&self, files: Vec<(String, String)>, actor: &str) -> Result<WriteAnswer, ErrorBody> {
         let refused = |refusal: Refusal| api::error_body("invalid", &refusal);
         let mut documents = api::read_manifests(&files).map_err(refused)?;
-        // Nobody else writes yet: the API is served later.
+        // This server's API is served later. Where several share a store, another may shift meanwhile.
         let state = self.api.registry.state();
         keep_splits(&state.world, &mut documents);
         // Certificates that are in use already were warned about when the store was loaded: a file that

@@ -1,6 +1,7 @@
-//! Envoy, HAProxy, nginx and gRPC clients, as their packages ship them.
+//! Envoy, HAProxy, nginx, etcd and gRPC clients, as their packages ship them.
 
 pub mod envoy;
+pub mod etcd;
 pub mod grpc;
 pub mod haproxy;
 pub mod nginx;

@@ -229,7 +229,7 @@ mod tests {
                         let table = live.load_full();
                         let all =
                             table.clusters.get(cluster).map(|c| c.endpoints.clone()).unwrap_or_default();
-                        if let Some(endpoint) = rng.choice(&all) {
+                        if let Some(endpoint) = rng.choice(all.iter().collect::<Vec<_>>()) {
                             begin(&endpoint.load);
                             truth.issued += 1;
                             running.push(Arc::clone(&endpoint.load));
@@ -279,7 +279,8 @@ mod tests {
         let (live, mut ledger) = (Live::default(), Ledger::default());
         publish(&live, "a/v1", &[1]);
         follow(&mut ledger, &live);
-        let load = Arc::clone(&live.load().clusters.get("a/v1").unwrap().endpoints[0].load);
+        let load =
+            Arc::clone(&live.load().clusters.get("a/v1").unwrap().endpoints.iter().next().unwrap().load);
         begin(&load);
         end(&load, false);
         drop(load);

@@ -40,6 +40,7 @@ impl ApiError {
             Self::Refused(Refusal::InUse(_)) => (StatusCode::CONFLICT, "in_use"),
             Self::Refused(Refusal::Stale(_)) => (StatusCode::PRECONDITION_FAILED, "conflict"),
             Self::Refused(Refusal::Store(_)) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            Self::Refused(Refusal::Unavailable(_)) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             Self::Refused(Refusal::Busy(_)) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             Self::Timeout => (StatusCode::REQUEST_TIMEOUT, "timeout"),

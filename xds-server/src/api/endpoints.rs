@@ -91,7 +91,7 @@ pub(super) async fn register(
         None => Lease::Permanent,
     };
     let endpoint = endpoint(id, body, lease)?;
-    let done = if !query.dry_run && api.registry.renew(&cluster, &endpoint) {
+    let done = if !query.dry_run && api.registry.renew(&cluster, &endpoint).await? {
         api.metrics.renewals.inc();
         renewed(&api, &cluster, &endpoint.id)
     } else {

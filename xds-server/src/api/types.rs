@@ -87,7 +87,7 @@ pub struct ErrorAnswer {
 /// What was wrong.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// A word for programs: `invalid`, `not_found`, `in_use`, `conflict`, `too_large`, `busy`, `timeout`, `unauthenticated`, `forbidden`, `internal`.
+    /// A word for programs: `invalid`, `not_found`, `in_use`, `conflict`, `too_large`, `busy`, `unavailable`, `timeout`, `unauthenticated`, `forbidden`, `internal`.
     pub code: String,
     /// A sentence for people, with the remedy.
     pub message: String,

@@ -108,10 +108,12 @@ pub(super) async fn healthz() -> &'static str {
     get, path = "/readyz", tag = "health",
     responses((status = 200, body = String), (status = 503, body = String)),
 )]
-pub(super) async fn readyz(State(api): State<Api>) -> (StatusCode, &'static str) {
-    match api.metrics.store_failing.get() {
-        0 => (StatusCode::OK, "ok\n"),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "the store refused the last commit; the log says why\n"),
+pub(super) async fn readyz(State(api): State<Api>) -> (StatusCode, String) {
+    let refused = || "the store refused the last commit; the log says why".to_owned();
+    let failing = || (api.metrics.store_failing.get() != 0).then(refused);
+    match api.registry.trouble().or_else(failing) {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }
 

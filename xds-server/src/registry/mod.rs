@@ -6,6 +6,7 @@
 //! - [`raw`]: resources that somebody writes as they are; pure.
 //! - [`mod@compile`]: the world as xDS resources.
 //! - `writer`: the thread that tries writes, commits them to the store in groups, and publishes.
+//! - `shared`: the same where several servers share a store. `replay`: what the others wrote; pure.
 //! - here: the handle that everybody else has on it.
 //!
 //! A write is tried on a copy, made durable, published, and only then answered. Writes that wait
@@ -14,11 +15,14 @@
 pub mod compile;
 pub mod fit;
 pub mod raw;
+mod replay;
+mod shared;
 pub mod world;
 pub mod write;
 mod writer;
 
 use std::{
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -27,7 +31,7 @@ use std::{
     time::Duration,
 };
 
-use config::{ClusterName, Lease};
+use config::{ClusterName, Lease, bootstrap::SharedStore};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -35,10 +39,14 @@ use crate::{
     lease::{Displaced, Ended, HoldToken, Holder, Key, Leases},
     metrics::Metrics,
     snapshot::Snapshot,
-    store::{Store, StoreError},
+    store::{
+        Object, Store, StoreError, endpoint_key,
+        etcd::{Etcd, Everything, Failure, Mark, WRITTEN, feed, keys::Place},
+    },
     timeline::Timeline,
 };
 use compile::compile;
+use shared::{Draft, SharedWriter};
 use world::World;
 use write::{Refusal, Touched, Write};
 use writer::{Job, Writer};
@@ -47,6 +55,9 @@ use writer::{Job, Writer};
 const QUEUE: usize = 4_096;
 /// How long a write may wait for a place in the queue.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How soon a server that starts asks etcd again.
+const LOAD_AGAIN: Duration = Duration::from_millis(500);
 
 /// The world and what proxies are to know of it, at one revision.
 #[derive(Debug)]
@@ -72,6 +83,9 @@ pub struct Registry {
     jobs: mpsc::Sender<Job>,
     state: watch::Receiver<Arc<State>>,
     leases: Arc<Leases>,
+    grace: Duration,
+    /// The store, if several servers share it.
+    etcd: Option<Arc<Etcd>>,
     /// Set when the server stops: connections that close from then on say nothing about instances.
     stopping: Arc<AtomicBool>,
 }
@@ -99,11 +113,7 @@ impl Registry {
         for (revision, raw) in stored.raw {
             world.put_raw(raw, revision);
         }
-        let updates = compile(&world, &Touched::everything(&world));
-        let snapshot = Snapshot::empty(0).with(stored.revision, updates);
-        metrics.revision.set(stored.revision.cast_signed());
-
-        let (publish, state) = watch::channel(Arc::new(State { world, snapshot }));
+        let (publish, state) = first_state(world, stored.revision, &metrics);
         let (jobs, queue) = mpsc::channel(QUEUE);
         let writer = Writer {
             store,
@@ -118,7 +128,47 @@ impl Registry {
             .name("registry".to_owned())
             .spawn(move || writer.run(queue))
             .map_err(|e| StoreError(format!("cannot start the registry's thread: {e}")))?;
-        Ok(Self { jobs, state, leases, stopping: Arc::default() })
+        Ok(Self { jobs, state, leases, grace, etcd: None, stopping: Arc::default() })
+    }
+
+    /// Joins the servers that share a store. Waits for etcd as long as it has to: a server that does
+    /// not know the world yet must not serve an empty one. Call within a tokio runtime.
+    ///
+    /// What connections to this server hold outlives it by `grace`.
+    pub async fn join(
+        settings: &SharedStore,
+        timeline: Arc<Timeline>,
+        metrics: Arc<Metrics>,
+        grace: Duration,
+    ) -> Result<Self, StoreError> {
+        let etcd = Etcd::new(settings, grace, Arc::clone(&metrics));
+        let everything = first_load(&etcd).await?;
+        let (world, seen) = (world_of(&etcd, &everything)?, everything.revision);
+        let (publish, state) = first_state(world.clone(), seen, &metrics);
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let leases = Arc::new(Leases::default());
+        let feed = feed::follow(Arc::clone(&etcd), &everything);
+        tracing::info!(revision = seen, objects = everything.changes.len(), "loaded {}", etcd.url());
+        let writer = SharedWriter {
+            etcd: Arc::clone(&etcd),
+            feed,
+            publish,
+            timeline,
+            metrics,
+            leases: Arc::clone(&leases),
+            grace,
+            draft: Draft::new(world, seen),
+            revivals: VecDeque::new(),
+            doubted: Default::default(),
+            in_flight: BTreeMap::new(),
+        };
+        tokio::spawn(writer.run(queue));
+        Ok(Self { jobs, state, leases, grace, etcd: Some(etcd), stopping: Arc::default() })
+    }
+
+    /// Why nothing can be written now, if the store is known not to answer.
+    pub fn trouble(&self) -> Option<String> {
+        self.etcd.as_ref().and_then(|etcd| etcd.health().trouble())
     }
 
     /// The state now.
@@ -138,11 +188,23 @@ impl Registry {
 
     /// Renews the lease of an endpoint that is registered just so; `false` when it has to be
     /// written instead.
-    pub fn renew(&self, cluster: &ClusterName, endpoint: &config::Endpoint) -> bool {
+    pub async fn renew(&self, cluster: &ClusterName, endpoint: &config::Endpoint) -> Result<bool, Refusal> {
         let state = self.state();
         let same = state.world.endpoint(cluster, &endpoint.id).is_some_and(|known| **known == *endpoint);
-        same && matches!(endpoint.lease, Lease::Ttl(_))
-            && self.leases.renew(&(cluster.clone(), endpoint.id.clone()))
+        if !same || !matches!(endpoint.lease, Lease::Ttl(_)) {
+            return Ok(false);
+        }
+        let key = (cluster.clone(), endpoint.id.clone());
+        let Some(etcd) = &self.etcd else { return Ok(self.leases.renew(&key)) };
+        // It lives, whatever becomes of its lease meanwhile.
+        self.leases.start(&key, endpoint.lease, None, self.grace);
+        if let Some(trouble) = etcd.health().trouble() {
+            return Err(Refusal::Unavailable(trouble));
+        }
+        etcd.renew(&endpoint_key(cluster, &endpoint.id)).await.map_err(|failure| match failure {
+            Failure::Unavailable(why) => Refusal::Unavailable(etcd.health().unanswered(&why)),
+            Failure::Refused(why) => Refusal::Store(etcd.health().refused(&why)),
+        })
     }
 
     /// Registers an endpoint that lives as long as the returned [`Hold`].
@@ -168,7 +230,15 @@ impl Registry {
         hold: Option<Holder>,
     ) -> Result<Done, Refusal> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { write, actor: actor.to_owned(), dry_run, only_if: None, hold, reply: Some(reply) };
+        let job = Job {
+            write,
+            actor: actor.to_owned(),
+            dry_run,
+            only_if: None,
+            hold,
+            revive: false,
+            reply: Some(reply),
+        };
         let sent = tokio::time::timeout(QUEUE_TIMEOUT, self.jobs.send(job)).await;
         let gone = |_| Refusal::Store("the registry has stopped".to_owned());
         match sent {
@@ -183,7 +253,15 @@ impl Registry {
     async fn remove_if(&self, key: Key, ended: Ended, actor: String) {
         let (cluster, id) = key;
         let write = Write::RemoveEndpoint { cluster, id };
-        let job = Job { write, actor, dry_run: false, only_if: Some(ended), hold: None, reply: None };
+        let job = Job {
+            write,
+            actor,
+            dry_run: false,
+            only_if: Some(ended),
+            hold: None,
+            revive: false,
+            reply: None,
+        };
         // An error means that the registry has stopped; there is nothing left to remove from.
         let _ = self.jobs.send(job).await;
     }
@@ -205,6 +283,65 @@ impl Registry {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
     }
+}
+
+/// What is there when the writer starts.
+fn first_state(
+    world: World,
+    revision: u64,
+    metrics: &Metrics,
+) -> (watch::Sender<Arc<State>>, watch::Receiver<Arc<State>>) {
+    let updates = compile(&world, &Touched::everything(&world));
+    let snapshot = Snapshot::empty(0).with(revision, updates);
+    metrics.revision.set(revision.cast_signed());
+    watch::channel(Arc::new(State { world, snapshot }))
+}
+
+/// Everything that etcd has, once it answers.
+async fn first_load(etcd: &Etcd) -> Result<Everything, StoreError> {
+    let mut told = false;
+    loop {
+        match etcd.load().await {
+            Ok(everything) => return Ok(everything),
+            // While this server read, etcd compacted; what is there now can be read.
+            Err(Failure::Refused(why)) if why.contains("compacted") => {}
+            Err(Failure::Refused(why)) => return Err(StoreError(etcd.health().refused(&why))),
+            Err(Failure::Unavailable(why)) => {
+                if !std::mem::replace(&mut told, true) {
+                    let url = etcd.url();
+                    tracing::warn!(
+                        why,
+                        "{url} does not answer; nothing is served until it does. Is etcd running there?"
+                    );
+                }
+            }
+        }
+        tokio::time::sleep(LOAD_AGAIN).await;
+    }
+}
+
+/// The world as it was loaded. An object that cannot be read is an error: leaving it out would be a
+/// removal that nobody asked for.
+fn world_of(etcd: &Etcd, everything: &Everything) -> Result<World, StoreError> {
+    let mut world = World::default();
+    for change in &everything.changes {
+        let mark = Some(Mark { revision: change.revision, lease: change.lease });
+        match (&change.place, &change.value) {
+            (Place::Object(table, key), Some(value)) => {
+                match Object::read(*table, key, value)? {
+                    Object::Document(_, document) => world.put(*document, change.revision),
+                    Object::Endpoint(cluster, endpoint) => {
+                        world.put_endpoint(&cluster, Arc::new(endpoint));
+                    }
+                    Object::Raw(_, raw) => world.put_raw(raw, change.revision),
+                }
+                etcd.set_mark(*table, key.clone(), mark);
+            }
+            (Place::Written(table), _) => etcd.set_mark(*table, WRITTEN.to_owned(), mark),
+            (Place::Object(..), None) => {}
+        }
+    }
+    Ok(world)
 }
 
 /// Keeps an endpoint registered; dropping it removes the endpoint, unless a later one took over.

@@ -83,6 +83,9 @@ pub enum Refusal {
     /// The store did not take it.
     #[error("{0}")]
     Store(String),
+    /// The store does not answer.
+    #[error("{0}")]
+    Unavailable(String),
     /// Too much is waiting already.
     #[error("{0}")]
     Busy(String),
@@ -209,17 +212,16 @@ pub fn perform(world: &mut World, write: &Write, revision: u64) -> Result<Effect
         Write::Resources { put, remove } => put_resources(world, put, remove, revision, &mut effect)?,
         Write::RemoveEndpoint { cluster, id } => {
             version_exists(world, cluster)?;
-            let Some(taken) = world.take_endpoint(cluster, id) else {
+            if !take_endpoint(world, cluster, id, &mut effect) {
                 return Err(Refusal::NotFound(format!("{cluster} has no registered endpoint `{id}`")));
-            };
-            effect.touched.member(cluster, &taken);
-            note_endpoint(Action::Deleted, cluster, id, String::new(), &mut effect);
+            }
         }
     }
     Ok(effect)
 }
 
-fn put_document(world: &mut World, document: Document, revision: u64, effect: &mut Effect) {
+/// Puts a document without asking whether it fits the rest.
+pub(super) fn put_document(world: &mut World, document: Document, revision: u64, effect: &mut Effect) {
     let reference = document.reference();
     let before = match &document {
         Document::Service(s) => world.services.get(&s.name).map(|e| Document::Service((*e.value).clone())),
@@ -324,34 +326,49 @@ fn delete(
             let users = world.routes_to(name).map(|route| route.name.as_str()).collect::<Vec<_>>();
             refuse_if_used(object, "routes", &users)?;
             refuse_if_registered(world, &entry.value)?;
-            for (cluster, _) in entry.value.clusters() {
-                for endpoint in world.declared_endpoints(&cluster) {
-                    effect.touched.member(&cluster, &endpoint);
-                }
-                effect.touched.clusters.insert(cluster.clone());
-                effect.touched.assignments.insert(cluster);
-            }
-            effect.touched.services.insert(name.clone());
-            world.services.remove(name);
         }
         DocumentRef::Gateway(name) => {
             existing(&world.gateways, name, "gateway", if_match)?;
             let users = world.routes_on(name).map(|route| route.name.as_str()).collect::<Vec<_>>();
             refuse_if_used(object, "routes", &users)?;
-            effect.touched.listeners.insert(name.clone());
-            effect.touched.routes.insert(name.clone());
-            world.gateways.remove(name);
         }
         DocumentRef::Route(name) => {
-            let entry = existing(&world.routes, name, "route", if_match)?;
+            existing(&world.routes, name, "route", if_match)?;
+        }
+    }
+    take_document(world, object, effect);
+    Ok(())
+}
+
+/// Removes a document without asking whether something needs it. Nothing happens when it is not there.
+pub(super) fn take_document(world: &mut World, object: &DocumentRef, effect: &mut Effect) {
+    match object {
+        DocumentRef::Service(name) => {
+            let Some(entry) = world.services.remove(name) else { return };
+            for (cluster, version) in entry.value.clusters() {
+                for address in &version.endpoints {
+                    effect.touched.member(&cluster, &declared(*address));
+                }
+                effect.touched.clusters.insert(cluster.clone());
+                effect.touched.assignments.insert(cluster);
+            }
+            effect.touched.services.insert(name.clone());
+        }
+        DocumentRef::Gateway(name) => {
+            if world.gateways.remove(name).is_none() {
+                return;
+            }
+            effect.touched.listeners.insert(name.clone());
+            effect.touched.routes.insert(name.clone());
+        }
+        DocumentRef::Route(name) => {
+            let Some(entry) = world.take_route(name) else { return };
             effect.touched.routes.insert(entry.value.gateway.clone());
-            world.take_route(name);
         }
     }
     let (kind, name) = kind_and_name(object);
     effect.change(Action::Deleted, kind, name, "");
     effect.documents.push(object.clone());
-    Ok(())
 }
 
 fn refuse_if_used(object: &DocumentRef, what: &str, users: &[&str]) -> Result<(), Refusal> {
@@ -423,24 +440,8 @@ fn put_resources(
     if !faults.is_empty() {
         return Err(Refusal::BadRequest(first_of(&faults)));
     }
-    for key in remove {
-        world.take_raw(key);
-        note_raw(Action::Deleted, key, effect);
-    }
-    for raw in put {
-        let key = (raw.kind.clone(), Arc::clone(&raw.name));
-        let action = match world.raw.get(&key) {
-            Some(before) if *before.value == *raw => {
-                let name = format!("{} {}", raw.kind, raw.name);
-                effect.change(Action::Unchanged, "Resource", name, "");
-                continue;
-            }
-            Some(_) => Action::Updated,
-            None => Action::Created,
-        };
-        world.put_raw(raw.clone(), revision);
-        note_raw(action, &key, effect);
-    }
+    remove.iter().for_each(|key| take_raw(world, key, effect));
+    put.iter().for_each(|raw| put_raw(world, raw, revision, effect));
     if world.raw.len() > raw::MAX_RESOURCES || world.raw_bytes > raw::MAX_BYTES {
         let (count, bytes) = (raw::MAX_RESOURCES, raw::MAX_BYTES);
         return Err(Refusal::BadRequest(format!(
@@ -456,6 +457,28 @@ fn first_of(faults: &[String]) -> String {
     match faults.len() {
         0..=5 => shown,
         n => format!("{shown}; and {} more", n - 5),
+    }
+}
+
+/// Puts a resource as it is, without asking whether it fits the rest.
+pub(super) fn put_raw(world: &mut World, raw: &Raw, revision: u64, effect: &mut Effect) {
+    let key = (raw.kind.clone(), Arc::clone(&raw.name));
+    let action = match world.raw.get(&key) {
+        Some(before) if *before.value == *raw => {
+            let name = format!("{} {}", raw.kind, raw.name);
+            return effect.change(Action::Unchanged, "Resource", name, "");
+        }
+        Some(_) => Action::Updated,
+        None => Action::Created,
+    };
+    world.put_raw(raw.clone(), revision);
+    note_raw(action, &key, effect);
+}
+
+/// Removes a resource that was put as it is. Nothing happens when it is not there.
+pub(super) fn take_raw(world: &mut World, key: &(Kind, Name), effect: &mut Effect) {
+    if world.take_raw(key).is_some() {
+        note_raw(Action::Deleted, key, effect);
     }
 }
 
@@ -497,7 +520,13 @@ fn version_exists(world: &World, cluster: &ClusterName) -> Result<(), Refusal> {
     )))
 }
 
-fn put_endpoint(world: &mut World, cluster: &ClusterName, endpoint: &Endpoint, effect: &mut Effect) {
+/// Puts an endpoint without asking whether its version exists.
+pub(super) fn put_endpoint(
+    world: &mut World,
+    cluster: &ClusterName,
+    endpoint: &Endpoint,
+    effect: &mut Effect,
+) {
     let action = match world.endpoint(cluster, &endpoint.id) {
         Some(before) if **before == *endpoint => {
             let name = format!("{cluster}/{}", endpoint.id);
@@ -512,6 +541,19 @@ fn put_endpoint(world: &mut World, cluster: &ClusterName, endpoint: &Endpoint, e
     effect.touched.member(cluster, endpoint);
     world.put_endpoint(cluster, Arc::new(endpoint.clone()));
     note_endpoint(action, cluster, &endpoint.id, format!("at {}", endpoint.address), effect);
+}
+
+/// Removes an endpoint; `false` when it is not there.
+pub(super) fn take_endpoint(
+    world: &mut World,
+    cluster: &ClusterName,
+    id: &EndpointId,
+    effect: &mut Effect,
+) -> bool {
+    let Some(taken) = world.take_endpoint(cluster, id) else { return false };
+    effect.touched.member(cluster, &taken);
+    note_endpoint(Action::Deleted, cluster, id, String::new(), effect);
+    true
 }
 
 fn note_endpoint(

@@ -30,12 +30,15 @@ pub(super) struct Job {
     pub(super) only_if: Option<Ended>,
     /// The connection that keeps the endpoint.
     pub(super) hold: Option<Holder>,
+    /// Of an endpoint that is known to live though its lease in the store has ended: put it back,
+    /// and leave what keeps it as it is.
+    pub(super) revive: bool,
     pub(super) reply: Option<oneshot::Sender<Result<Done, Refusal>>>,
 }
 
 impl Job {
     /// The endpoint it writes, if it is about one.
-    fn endpoint(&self) -> Option<(&ClusterName, &EndpointId)> {
+    pub(super) fn endpoint(&self) -> Option<(&ClusterName, &EndpointId)> {
         match &self.write {
             Write::PutEndpoint { cluster, endpoint } => Some((cluster, &endpoint.id)),
             Write::RemoveEndpoint { cluster, id } => Some((cluster, id)),
@@ -43,7 +46,7 @@ impl Job {
         }
     }
 
-    fn concerns_endpoint_of(&self, other: &Job) -> bool {
+    pub(super) fn concerns_endpoint_of(&self, other: &Job) -> bool {
         self.endpoint().is_some() && self.endpoint() == other.endpoint()
     }
 }
@@ -154,7 +157,7 @@ impl Writer {
         let scope = if self.store_unknown { Scope::Everything } else { Scope::Changes };
         let operations = match scope {
             Scope::Everything => all_operations(world),
-            Scope::Changes => operations(world, tried),
+            Scope::Changes => operations(world, tried.iter().map(|one| &one.effect)),
         };
         let stored = self.store.commit(revision, &operations?, scope);
         self.store_unknown = stored.is_err();
@@ -205,11 +208,14 @@ impl Writer {
     }
 }
 
-/// What the store has to do so that it holds `world`, as far as `tried` changed it.
-fn operations(world: &World, tried: &[Tried]) -> Result<Vec<Operation>, StoreError> {
+/// What the store has to do so that it holds `world`, as far as `effects` changed it.
+pub(super) fn operations<'e>(
+    world: &World,
+    effects: impl Iterator<Item = &'e Effect> + Clone,
+) -> Result<Vec<Operation>, StoreError> {
     use config::manifest::{Document, DocumentRef};
     let mut operations = Vec::new();
-    for reference in tried.iter().flat_map(|one| &one.effect.documents) {
+    for reference in effects.clone().flat_map(|effect| &effect.documents) {
         let current = match reference {
             DocumentRef::Service(name) => {
                 world.services.get(name).map(|e| (e.revision, Document::Service((*e.value).clone())))
@@ -226,13 +232,13 @@ fn operations(world: &World, tried: &[Tried]) -> Result<Vec<Operation>, StoreErr
             None => Operation::remove_document(reference),
         });
     }
-    for (cluster, id) in tried.iter().flat_map(|one| &one.effect.endpoints) {
+    for (cluster, id) in effects.clone().flat_map(|effect| &effect.endpoints) {
         operations.push(match world.endpoint(cluster, id) {
             Some(endpoint) => Operation::put_endpoint(cluster, endpoint)?,
             None => Operation::remove_endpoint(cluster, id),
         });
     }
-    for key in tried.iter().flat_map(|one| &one.effect.raw) {
+    for key in effects.flat_map(|effect| &effect.raw) {
         operations.push(match world.raw.get(key) {
             Some(entry) => Operation::put_raw(entry.revision, &entry.value)?,
             None => Operation::remove_raw(&key.0, &key.1),
@@ -254,7 +260,7 @@ fn all_operations(world: &World) -> Result<Vec<Operation>, StoreError> {
     documents.chain(endpoints).chain(raw).collect()
 }
 
-fn answer(job: &mut Job, result: Result<Done, Refusal>) {
+pub(super) fn answer(job: &mut Job, result: Result<Done, Refusal>) {
     if let Some(reply) = job.reply.take() {
         // An error means that the asker has gone away; the write stands all the same.
         let _ = reply.send(result);

@@ -1,17 +1,22 @@
 //! Where the registry keeps what must outlive the process.
 //!
-//! A store knows keys and values, not the domain. The registry is its only user and calls it from
-//! one thread, so an implementation may block.
+//! - here: what is kept, as keys and JSON. A store knows those, not the domain.
+//! - `file`: one server's own file. The registry calls it from one thread, so it may block.
+//! - [`etcd`]: what several servers share, each of which follows what the others write.
 
+pub mod etcd;
 mod file;
 
 use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use config::{ClusterName, Endpoint, EndpointId, manifest};
+use config::{
+    ClusterName, Endpoint, EndpointId,
+    manifest::{self, Document, DocumentRef},
+};
 use serde::{Deserialize, Serialize};
 
-use crate::{kind::Kind, registry::raw::Raw};
+use crate::{kind::Kind, registry::raw::Raw, resource::Name};
 
 pub use file::FileStore;
 
@@ -48,7 +53,7 @@ pub struct Stored {
     /// The newest revision.
     pub revision: u64,
     /// Documents in the shape of their manifest, each with the revision that last changed it.
-    pub documents: Vec<(u64, manifest::Document)>,
+    pub documents: Vec<(u64, Document)>,
     /// Registered endpoints.
     pub endpoints: Vec<(ClusterName, Endpoint)>,
     /// Resources that were written as they are, each with the revision that last changed it.
@@ -67,7 +72,7 @@ pub struct Operation {
 }
 
 /// The two kinds of things that are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
     /// `Service checkout` → a document with its revision, as JSON
     Documents,
@@ -116,14 +121,14 @@ impl Operation {
     }
 
     /// Puts a document.
-    pub fn put_document(revision: u64, document: &manifest::Document) -> Result<Self, StoreError> {
+    pub fn put_document(revision: u64, document: &Document) -> Result<Self, StoreError> {
         let stored = StoredDocument { revision, document: to_json(serde_json::to_value(document))? };
         let value = to_json(serde_json::to_string(&stored))?;
         Ok(Self { table: Table::Documents, key: document.reference().to_string(), value: Some(value) })
     }
 
     /// Removes a document.
-    pub fn remove_document(reference: &manifest::DocumentRef) -> Self {
+    pub fn remove_document(reference: &DocumentRef) -> Self {
         Self { table: Table::Documents, key: reference.to_string(), value: None }
     }
 
@@ -145,11 +150,11 @@ fn to_json<T>(result: Result<T, serde_json::Error>) -> Result<T, StoreError> {
 }
 
 /// A type URL has no space in it.
-fn raw_key(kind: &Kind, name: &str) -> String {
+pub(crate) fn raw_key(kind: &Kind, name: &str) -> String {
     format!("{} {name}", kind.type_url())
 }
 
-fn endpoint_key(cluster: &ClusterName, id: &EndpointId) -> String {
+pub(crate) fn endpoint_key(cluster: &ClusterName, id: &EndpointId) -> String {
     format!("{cluster}/{id}")
 }
 
@@ -157,25 +162,49 @@ impl Stored {
     /// Reads one pair back. An object that cannot be read is an error: leaving it out would be a
     /// removal that nobody asked for.
     fn read(&mut self, table: Table, key: &str, value: &str) -> Result<(), StoreError> {
+        match Object::read(table, key, value.as_bytes())? {
+            Object::Document(revision, document) => self.documents.push((revision, *document)),
+            Object::Endpoint(cluster, endpoint) => self.endpoints.push((cluster, endpoint)),
+            Object::Raw(revision, raw) => self.raw.push((revision, raw)),
+        }
+        Ok(())
+    }
+}
+
+/// An object that was read back.
+#[derive(Debug)]
+pub enum Object {
+    /// A document, and the revision it was written with.
+    Document(u64, Box<Document>),
+    /// A registered endpoint.
+    Endpoint(ClusterName, Endpoint),
+    /// A resource that was written as it is, and the revision it was written with.
+    Raw(u64, Raw),
+}
+
+impl Object {
+    /// Reads a pair of `table`.
+    pub(crate) fn read(table: Table, key: &str, value: &[u8]) -> Result<Self, StoreError> {
         let unreadable = |why: String| StoreError(format!("the stored object `{key}` cannot be read: {why}"));
         match table {
             Table::Documents => {
                 let stored: StoredDocument =
-                    serde_json::from_str(value).map_err(|e| unreadable(e.to_string()))?;
+                    serde_json::from_slice(value).map_err(|e| unreadable(e.to_string()))?;
                 let document = manifest::from_json(key, &stored.document).map_err(|errors| {
                     unreadable(errors.first().map(ToString::to_string).unwrap_or_default())
                 })?;
-                self.documents.push((stored.revision, document));
+                Ok(Self::Document(stored.revision, Box::new(document)))
             }
             Table::Endpoints => {
                 let endpoint: Endpoint =
-                    serde_json::from_str(value).map_err(|e| unreadable(e.to_string()))?;
+                    serde_json::from_slice(value).map_err(|e| unreadable(e.to_string()))?;
                 let cluster = key.rsplit_once('/').map_or(key, |(cluster, _)| cluster);
                 let cluster = cluster.parse().map_err(|e| unreadable(format!("{e}")))?;
-                self.endpoints.push((cluster, endpoint));
+                Ok(Self::Endpoint(cluster, endpoint))
             }
             Table::Resources => {
-                let stored: StoredRaw = serde_json::from_str(value).map_err(|e| unreadable(e.to_string()))?;
+                let stored: StoredRaw =
+                    serde_json::from_slice(value).map_err(|e| unreadable(e.to_string()))?;
                 let content = BASE64.decode(&stored.value).map_err(|e| unreadable(e.to_string()))?;
                 let raw = Raw {
                     kind: Kind::of(&stored.type_url),
@@ -183,9 +212,44 @@ impl Stored {
                     value: content.into(),
                     ttl: stored.ttl_ms.map(Duration::from_millis),
                 };
-                self.raw.push((stored.revision, raw));
+                Ok(Self::Raw(stored.revision, raw))
             }
         }
-        Ok(())
+    }
+}
+
+/// What a key names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// A document.
+    Document(DocumentRef),
+    /// A registered endpoint.
+    Endpoint(ClusterName, EndpointId),
+    /// A resource that was written as it is.
+    Raw(Kind, Name),
+}
+
+impl Reference {
+    /// Reads a key of `table`; `None` when it is none of ours.
+    pub(crate) fn read(table: Table, key: &str) -> Option<Self> {
+        match table {
+            Table::Documents => {
+                let (kind, name) = key.split_once(' ')?;
+                Some(Self::Document(match kind {
+                    "Service" => DocumentRef::Service(name.parse().ok()?),
+                    "Gateway" => DocumentRef::Gateway(name.parse().ok()?),
+                    "Route" => DocumentRef::Route(name.parse().ok()?),
+                    _ => return None,
+                }))
+            }
+            Table::Endpoints => {
+                let (cluster, id) = key.rsplit_once('/')?;
+                Some(Self::Endpoint(cluster.parse().ok()?, id.parse().ok()?))
+            }
+            Table::Resources => {
+                let (type_url, name) = key.split_once(' ')?;
+                Some(Self::Raw(Kind::of(type_url), name.into()))
+            }
+        }
     }
 }

@@ -44,8 +44,9 @@ impl Permits {
             Kind::Secret | Kind::LoadAssignment => (true, self.routing_settled && self.clusters_settled),
             Kind::Listener | Kind::ScopedRouteConfiguration | Kind::VirtualHost => (self.clusters_free, true),
             Kind::RouteConfiguration => (self.clusters_free, self.listeners_settled),
-            // An endpoint that is gone is gone.
-            Kind::LbEndpoint | Kind::ExtensionConfig | Kind::Runtime | Kind::Other(_) => (true, true),
+            // One that is gone is gone; those of a version that is gone wait with it: see `respond`.
+            Kind::LbEndpoint => (true, self.routing_settled && self.clusters_settled),
+            Kind::ExtensionConfig | Kind::Runtime | Kind::Other(_) => (true, true),
         }
     }
 }

@@ -13,6 +13,7 @@ use super::{
     reply::{InFlight, Sent},
 };
 use crate::{
+    kind::{Kind, View},
     resource::{Name, Resource, Version},
     snapshot::Snapshot,
 };
@@ -97,7 +98,7 @@ impl Interest {
                     batch.send.push(Arc::clone(resource));
                     batch.sent.push(Sent { name, since, before });
                 }
-                (None, held @ Held::Version(..)) if !may_remove => {
+                (None, held @ Held::Version(..)) if !may_remove && !self.is_one_of_many(&name, snapshot) => {
                     kept.insert(name, Open { since, held });
                 }
                 (None, Held::Absent) => {}
@@ -112,6 +113,14 @@ impl Interest {
         kept.append(&mut open);
         self.open = kept;
         batch
+    }
+
+    /// Whether `name` is an endpoint of a version that is still there: then it alone is gone, and takes no
+    /// requests any more.
+    fn is_one_of_many(&self, name: &str, snapshot: &Snapshot) -> bool {
+        let cluster = || config::xds::leds::parse_member(name).map(|(cluster, ..)| cluster.to_string());
+        let there = |cluster: String| snapshot.resource(&(Kind::Cluster, View::Common), &cluster).is_some();
+        self.shelf.0 == Kind::LbEndpoint && cluster().is_some_and(there)
     }
 
     /// Whether the client asked for `name` itself, which it is to be told does not exist ("Knowing When a
