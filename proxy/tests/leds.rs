@@ -45,9 +45,9 @@ async fn start(control: &Control, members: &[(&str, SocketAddr)]) -> (Running, S
 async fn answers(connection: &mut Connection) -> Vec<String> {
     let mut answers = Vec::new();
     for _ in 0..30 {
-        let answer = connection.get_soon("a.com", "/").await.unwrap();
+        let answer = connection.get_soon("a.com", "/").await.expect("an answer");
         assert_eq!(answer.status, 200);
-        answers.push(answer.text().to_owned());
+        answers.push(answer.text());
     }
     answers.sort();
     answers.dedup();
