@@ -2,12 +2,16 @@ mod endpoints;
 
 use std::collections::{BTreeMap, HashMap};
 
-use config::xds::{assignment::Assignment, leds};
+use config::xds::{
+    assignment::{AssignedEndpoint, Assignment},
+    leds,
+};
 use config::{Endpoint, Gateway, Health, Lease, PathMatch, Protocol, Route, RouteMatch, Rule, Split};
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
 
 use super::*;
+use crate::table::Live;
 
 type Encoded = (ResourceType, String, Vec<u8>);
 
@@ -66,6 +70,8 @@ fn resource((kind, name, value): &Encoded) -> Resource {
 #[derive(Default)]
 struct World {
     cache: Cache,
+    /// The table as requests really see it.
+    live: Live,
     clusters: BTreeMap<String, Option<Arc<Assignment>>>,
     routes: BTreeMap<String, Arc<RouteConfig>>,
     listeners: Vec<ListenerConfig>,
@@ -130,6 +136,7 @@ impl World {
     }
 
     fn publish(&mut self, changes: Vec<Change>) {
+        self.live.publish(changes.clone());
         for change in changes {
             match change {
                 Change::Cluster(config, assignment) => {
@@ -665,7 +672,19 @@ impl Server {
                 sorted
             };
             let live = world.clusters[name].as_deref().map(sorted);
-            assert_eq!(live, decode_assignment(value).ok().as_ref().map(sorted), "{context}");
+            let whole = decode_assignment(value).ok().as_ref().map(sorted);
+            assert_eq!(live, whole, "{context}");
+            let table = world.live.load();
+            let endpoints = table.clusters[name.as_str()].endpoints.iter().map(|e| AssignedEndpoint {
+                id: Arc::clone(&e.load.id),
+                address: e.load.address,
+                weight: e.weight,
+                zone: Arc::clone(&e.zone),
+                health: e.health,
+            });
+            let mut endpoints: Vec<_> = endpoints.collect();
+            endpoints.sort_by_key(|endpoint| endpoint.address);
+            assert_eq!(Some(endpoints), whole.map(|whole| whole.endpoints), "{context}");
         }
         let live: Vec<_> = world.routes.values().map(|config| (**config).clone()).collect();
         let want: Vec<_> =
