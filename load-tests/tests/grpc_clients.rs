@@ -6,7 +6,7 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use hyper::Method;
 use load_tests::{
@@ -63,6 +63,16 @@ async fn proxy(server: &Server) -> Value {
     let [proxy] = proxies["proxies"].as_array().unwrap().as_slice() else { panic!("{proxies}") };
     assert_eq!((&proxy["node"], &proxy["nacks"]), (&json!(NODE), &json!(0)), "{proxies}");
     proxy.clone()
+}
+
+/// Waits until the client has asked for something, and has been answered.
+async fn asked(server: &Server) {
+    // Node has a thousand files to read before.
+    until("the client to ask", Duration::from_mins(1), async || {
+        let proxies = server.api.get("/v1/proxies").await;
+        proxies["proxies"].as_array()?.first()?["synced"].as_bool()?.then_some(())
+    })
+    .await;
 }
 
 async fn calls_and_follows_endpoints(language: Language, agent: &str) {
@@ -191,11 +201,7 @@ async fn a_target_comes_and_goes(language: Language, options: Options<'_>, keeps
     let backend = Backend::start("v1").await;
     let mut client = GrpcClient::start(language, NODE, server.xds, "xds:///shop", options);
     client.begin().await;
-    until("the client to ask", SOON, async || {
-        let proxies = server.api.get("/v1/proxies").await;
-        proxies["proxies"].as_array()?.first()?["synced"].as_bool()?.then_some(())
-    })
-    .await;
+    asked(&server).await;
     let version = format!("versions: {{v1: {{endpoints: [\"{}\"]}}}}", backend.address);
     server.api.apply(&format!("kind: Service\nname: shop\nprotocol: grpc\n{version}\n")).await.ok();
     until("the target to be called", SOON, async || (backend.hits.count() > 0).then_some(())).await;

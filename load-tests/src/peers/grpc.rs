@@ -18,8 +18,8 @@ use tokio::{
 
 use crate::{temp::TempDir, traffic::Outcome};
 
-/// How long a client may take to do what it is told.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// How long a client may take to do what it is told, its start included.
+const DEADLINE: Duration = Duration::from_mins(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Language {
