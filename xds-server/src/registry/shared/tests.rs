@@ -59,7 +59,7 @@ fn ended(id: &str, revision: u64) -> Feed {
     Feed::Changes(vec![Change { revision, place, value: None, lease: 0 }])
 }
 
-const SHOP: &str = "kind: Service\nname: shop\nversions: {v1: {}, v2: {}}\n";
+const SHOP: &str = "kind: Service\nname: shop\nversions: {v1: {}, v2: {}}\nsplit: {weights: {v1: 1}}\n";
 
 fn ids(world: &World) -> Vec<String> {
     world.registered().map(|(_, endpoint)| endpoint.id.to_string()).collect()
