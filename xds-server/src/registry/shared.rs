@@ -45,8 +45,9 @@ const GROUP: usize = 512;
 /// How much one transaction does: each write weighs one, and an apply all of it. With what it compares
 /// this stays within the 128 operations that etcd takes by default.
 const WEIGHT: usize = 60;
-/// How long a write may take, from the first attempt to its answer.
-const COMMIT: Duration = Duration::from_secs(4);
+/// How long a write may take, from the first attempt to its answer: longer than etcd's members take to
+/// elect another leader.
+const COMMIT: Duration = Duration::from_secs(5);
 /// How often a write is tried again because others were faster.
 const ATTEMPTS: usize = 64;
 /// How long one waits for what the others did before it tries again.
@@ -249,7 +250,10 @@ impl SharedWriter {
                 return (attempt.results, Fate::Nothing);
             }
             if let Some(trouble) = trouble {
-                return (attempt.results, self.failed(Refusal::Unavailable(trouble)));
+                // Said when it began, and counted; not for each write that meets it.
+                self.metrics.store_failures.inc();
+                self.in_flight.clear();
+                return (attempt.results, Fate::Failed(Refusal::Unavailable(trouble)));
             }
             if deadline <= Instant::now() {
                 return (attempt.results, self.failed(last));
@@ -258,7 +262,8 @@ impl SharedWriter {
                 Ok(()) => {
                     let commit = fastrand::u64(..);
                     self.in_flight.insert(commit, None);
-                    let outcome = self.etcd.commit(&attempt.plan, commit).await;
+                    let outcome = timeout_at(deadline, self.etcd.commit(&attempt.plan, commit)).await;
+                    let outcome = outcome.unwrap_or_else(|_| Err(Failure::late(COMMIT)));
                     match &outcome {
                         Err(Failure::Unavailable(_)) => {
                             unanswered.push((commit, std::mem::take(&mut attempt.results)));

@@ -48,6 +48,13 @@ pub(crate) enum Failure {
     Refused(String),
 }
 
+impl Failure {
+    /// Nobody answered in time.
+    pub(crate) fn late(after: Duration) -> Self {
+        Self::Unavailable(format!("no member answered within {after:?}"))
+    }
+}
+
 /// A client of one etcd cluster.
 pub(crate) struct Client {
     url: EtcdUrl,

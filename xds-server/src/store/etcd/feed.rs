@@ -24,8 +24,9 @@ const PING: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(3);
 /// How often it is compared with what a majority knows, in pings.
 const AUDIT: u32 = 5;
-/// How long etcd may be away before writes are refused at once: an election of its own is shorter.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long etcd may be away before writes are refused at once. Its members elect another leader in
+/// about two seconds and a half, for which writes wait.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// The pauses between attempts to reach it.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
