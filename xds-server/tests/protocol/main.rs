@@ -17,9 +17,12 @@ mod support;
 
 mod ack_nack;
 mod hostile;
+mod on_demand;
 mod order;
 mod per_type;
 mod reconnect;
 mod resources;
 mod state_of_the_world;
+mod status;
 mod subscription;
+mod ttl;

@@ -12,10 +12,9 @@ use envoy_types::pb::envoy::{
 use prost::Message;
 use serde_json::{Value, json};
 
-use super::support::{CDS, EDS, Mode, World};
+use super::support::{CDS, EDS, Mode, SDS, World};
 
 const PATH: &str = "/v1/xds/resources";
-const SDS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 const OWN: &str = "type.googleapis.com/my.own.Type";
 
 fn base64(bytes: &[u8]) -> String {

@@ -8,15 +8,17 @@ use envoy_types::pb::{
             cluster::v3::Cluster, core::v3::Node, endpoint::v3::ClusterLoadAssignment,
             listener::v3::Listener, route::v3::RouteConfiguration,
         },
+        extensions::transport_sockets::tls::v3::Secret,
         service::{
             cluster::v3::cluster_discovery_service_client::ClusterDiscoveryServiceClient,
             discovery::v3::{
                 DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-                aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+                Resource as Wrapped, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
             },
             endpoint::v3::endpoint_discovery_service_client::EndpointDiscoveryServiceClient,
             listener::v3::listener_discovery_service_client::ListenerDiscoveryServiceClient,
             route::v3::route_discovery_service_client::RouteDiscoveryServiceClient,
+            secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
         },
     },
     google::{protobuf::Any, rpc},
@@ -26,7 +28,10 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
 
-use super::{CDS, EDS, LDS, RDS, SOON};
+use super::{CDS, EDS, LDS, RDS, SDS, SOON};
+
+/// "SotW TTL": "the relevant resources must be wrapped in a Resource".
+const WRAPPER: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
@@ -65,13 +70,14 @@ impl Line {
         let (aggregated, kind) = (mode.aggregated, if mode.aggregated { "" } else { kind });
         // Each client is a type of its own, with methods of its own names.
         macro_rules! call {
-            ($requests:expr, $ads:ident $cds:ident $eds:ident $lds:ident $rds:ident) => {
+            ($requests:expr, $ads:ident $cds:ident $eds:ident $lds:ident $rds:ident $sds:ident) => {
                 match kind {
                     _ if aggregated => AggregatedDiscoveryServiceClient::new(channel).$ads($requests).await,
                     CDS => ClusterDiscoveryServiceClient::new(channel).$cds($requests).await,
                     EDS => EndpointDiscoveryServiceClient::new(channel).$eds($requests).await,
                     LDS => ListenerDiscoveryServiceClient::new(channel).$lds($requests).await,
                     RDS => RouteDiscoveryServiceClient::new(channel).$rds($requests).await,
+                    SDS => SecretDiscoveryServiceClient::new(channel).$sds($requests).await,
                     other => panic!("no service of its own here: {other}"),
                 }
             };
@@ -82,7 +88,7 @@ impl Line {
                 let queue = ReceiverStream::new(queue);
                 let responses = call!(
                     queue,
-                    delta_aggregated_resources delta_clusters delta_endpoints delta_listeners delta_routes
+                    delta_aggregated_resources delta_clusters delta_endpoints delta_listeners delta_routes delta_secrets
                 )?;
                 Ok(Self::Incremental(requests, responses.into_inner()))
             }
@@ -91,7 +97,7 @@ impl Line {
                 let queue = ReceiverStream::new(queue);
                 let responses = call!(
                     queue,
-                    stream_aggregated_resources stream_clusters stream_endpoints stream_listeners stream_routes
+                    stream_aggregated_resources stream_clusters stream_endpoints stream_listeners stream_routes stream_secrets
                 )?;
                 Ok(Self::StateOfTheWorld(requests, responses.into_inner()))
             }
@@ -120,9 +126,25 @@ pub struct Received {
 #[derive(Clone, Debug)]
 pub struct Resource {
     pub name: String,
-    /// Incremental only.
+    /// Incremental only, and in state of the world where it is wrapped.
     pub version: String,
     pub value: Vec<u8>,
+    /// In s.
+    pub ttl: Option<i64>,
+    /// A TTL that begins anew, of a resource that the client has.
+    pub is_heartbeat: bool,
+}
+
+impl From<Wrapped> for Resource {
+    fn from(wrapped: Wrapped) -> Self {
+        Self {
+            name: wrapped.name,
+            version: wrapped.version,
+            ttl: wrapped.ttl.map(|ttl| ttl.seconds),
+            is_heartbeat: wrapped.resource.is_none(),
+            value: wrapped.resource.unwrap_or_default().value,
+        }
+    }
 }
 
 impl Received {
@@ -155,10 +177,10 @@ impl Received {
 
 impl From<DeltaDiscoveryResponse> for Received {
     fn from(response: DeltaDiscoveryResponse) -> Self {
-        let resource = |resource: envoy_types::pb::envoy::service::discovery::v3::Resource| {
-            let any = resource.resource.unwrap_or_default();
-            assert!(any.type_url.is_empty() || any.type_url == response.type_url, "{any:?}");
-            Resource { name: resource.name, version: resource.version, value: any.value }
+        let resource = |wrapped: Wrapped| {
+            let found = wrapped.resource.as_ref().map_or("", |any| &any.type_url);
+            assert!(wrapped.resource.is_none() || found == response.type_url, "{found}");
+            Resource::from(wrapped)
         };
         Self {
             nonce: response.nonce,
@@ -173,8 +195,12 @@ impl From<DeltaDiscoveryResponse> for Received {
 impl From<DiscoveryResponse> for Received {
     fn from(response: DiscoveryResponse) -> Self {
         let resource = |any: Any| {
+            if any.type_url == WRAPPER {
+                return Wrapped::decode(any.value.as_slice()).unwrap().into();
+            }
             assert_eq!(any.type_url, response.type_url);
-            Resource { name: name_in(&any), version: String::new(), value: any.value }
+            let (name, version, value) = (name_in(&any), String::new(), any.value);
+            Resource { name, version, value, ttl: None, is_heartbeat: false }
         };
         Self {
             nonce: response.nonce,
@@ -194,7 +220,9 @@ fn name_in(any: &Any) -> String {
         EDS => ClusterLoadAssignment::decode(value).unwrap().cluster_name,
         LDS => Listener::decode(value).unwrap().name,
         RDS => RouteConfiguration::decode(value).unwrap().name,
-        other => panic!("{other} was sent and not asked for"),
+        SDS => Secret::decode(value).unwrap().name,
+        // The tests of other types have one resource.
+        _ => "?".to_owned(),
     }
 }
 
