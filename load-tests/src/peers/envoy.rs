@@ -46,14 +46,30 @@ impl Envoy {
     /// # Panics
     /// As [`Self::start`].
     pub async fn start_with(node: &str, xds: SocketAddr, variant: Variant, socket: Option<Value>) -> Self {
+        Self::start_edited(node, xds, variant, |bootstrap| {
+            if let Some(socket) = socket {
+                bootstrap["static_resources"]["clusters"][0]["transport_socket"] = socket;
+            }
+        })
+        .await
+    }
+
+    /// The same, with another bootstrap than usual.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub async fn start_edited(
+        node: &str,
+        xds: SocketAddr,
+        variant: Variant,
+        edit: impl FnOnce(&mut Value),
+    ) -> Self {
         let binary = binary().expect("Envoy is not installed: .ci/install test installs it");
         let directory = TempDir::new();
         let (config, admin_file, log) =
             (directory.join("envoy.json"), directory.join("admin"), directory.join("envoy.log"));
         let mut bootstrap = bootstrap(node, xds, variant);
-        if let Some(socket) = socket {
-            bootstrap["static_resources"]["clusters"][0]["transport_socket"] = socket;
-        }
+        edit(&mut bootstrap);
         std::fs::write(&config, bootstrap.to_string()).unwrap();
         let mut command = Command::new(binary);
         command.args(["--concurrency", "1", "--use-dynamic-base-id", "--log-level", "warning"]);
