@@ -118,15 +118,15 @@ async fn main() -> anyhow::Result<ExitCode> {
     // A connection a proxy.
     rlimit::increase_nofile_limit(u64::MAX)?;
     let (output, check) = (arguments.output, arguments.check);
-    let report = run(&arguments.settings()).await?;
+    let report = run(&arguments.settings()).await;
     match output {
         Output::Table => print!("{}", report.table()),
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
     }
-    if !check {
-        return Ok(ExitCode::SUCCESS);
+    let mut missed = !report.broken.is_empty();
+    if missed || !check {
+        return Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
-    let mut missed = false;
     let mut goal = |what: &str, reached: bool| {
         eprintln!("{} {what}", if reached { "met   " } else { "MISSED" });
         missed |= !reached;

@@ -36,7 +36,7 @@ impl Crowd {
             endpoints: AtomicUsize::new(0),
             plan: Plan::new(),
             synced: Mutex::default(),
-            received: Arc::default(),
+            received: AtomicU64::new(0),
             responses: AtomicU64::new(0),
             failures: Mutex::default(),
         });

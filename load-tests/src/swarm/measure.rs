@@ -9,7 +9,7 @@ use anyhow::Context;
 
 use super::{
     crowd::Crowd,
-    report::{Burst, Propagation, Report, Round, Size, Storm},
+    report::{Burst, Propagation, Report, Round, Rush, Size, Storm},
     world, writer,
 };
 use crate::{bench::usage, figures::Figures, sluicegate::Server};
@@ -51,56 +51,63 @@ struct Stand<'a> {
     random: fastrand::Rng,
 }
 
-/// Everything, one after the other; what it is about goes to stderr.
-pub async fn run(settings: &Settings) -> anyhow::Result<Report> {
+/// Everything, one after the other, each on a server of its own; what it is about goes to stderr. What
+/// broke off is in the report, and what was measured before it.
+pub async fn run(settings: &Settings) -> Report {
     let mut report = Report::new(settings);
     eprintln!("seed {}", settings.seed);
-    let mut stand = Stand::start(settings, &even(settings)).await;
     for proxies in &settings.proxies {
         eprintln!("{proxies} proxies …");
-        stand.grow(*proxies).await?;
-        let mut cells: Vec<Propagation> =
-            settings.rates.iter().map(|rate| Propagation::new(*proxies, *rate)).collect();
-        for _ in 0..settings.rounds {
-            for cell in &mut cells {
-                let count = (cell.rate * settings.seconds).max(10) as usize;
-                let services = stand.anywhere(count);
-                let (round, _) = stand.changes(services, Some(cell.rate)).await?;
-                eprintln!("  {} changes/s: p99 {:.2} ms", cell.rate, round.from_start.p99_ms);
-                cell.rounds.push(round);
-            }
-        }
-        report.propagation.extend(cells);
-        if settings.burst > 0 {
-            let mut burst = Burst::new(*proxies);
-            for _ in 0..settings.rounds {
-                burst.rounds.push(stand.burst().await?);
-                eprintln!(
-                    "  as fast as it goes: {:.0} changes/s",
-                    burst.rounds.last().map_or(0.0, |r| r.rate)
-                );
-            }
-            report.bursts.push(burst);
-        }
+        let ended = propagation(settings, *proxies, &mut report).await;
+        report.note(&format!("changes with {proxies} proxies"), ended);
     }
-    drop(stand);
     if settings.storm > 0 {
-        let mut storm = Storm::new(settings.storm);
+        report.storms.push(Storm::new(settings.storm));
         for _ in 0..settings.rounds {
-            let mut stand = Stand::start(settings, &even(settings)).await;
-            storm.rounds.push(stand.storm().await?);
-            eprintln!(
-                "{} proxies at once: {:.0} ms",
-                settings.storm,
-                storm.rounds.last().map_or(0.0, |r| r.all_ms)
-            );
+            let ended = storm(settings, &mut report).await;
+            report.note(&format!("{} proxies at once", settings.storm), ended);
         }
-        report.storms.push(storm);
     }
     if !settings.sizes.is_empty() {
-        report.sizes = sizes(settings).await?;
+        let ended = sizes(settings, &mut report).await;
+        report.note("versions of different sizes", ended);
     }
-    Ok(report)
+    report
+}
+
+/// From changes to the last of these proxies.
+async fn propagation(settings: &Settings, proxies: usize, report: &mut Report) -> anyhow::Result<()> {
+    let mut stand = Stand::start(settings, &even(settings)).await;
+    stand.grow(proxies).await?;
+    let first = report.propagation.len();
+    report.propagation.extend(settings.rates.iter().map(|rate| Propagation::new(proxies, *rate)));
+    for _ in 0..settings.rounds {
+        for cell in &mut report.propagation[first..] {
+            let count = (cell.rate * settings.seconds).max(10) as usize;
+            let services = stand.anywhere(count);
+            let (round, _) = stand.changes(services, Some(cell.rate)).await?;
+            eprintln!("  {} changes/s: p99 {:.2} ms", cell.rate, round.from_start.p99_ms);
+            cell.rounds.push(round);
+        }
+    }
+    if settings.burst > 0 {
+        report.bursts.push(Burst::new(proxies));
+        for _ in 0..settings.rounds {
+            let round = stand.burst().await?;
+            eprintln!("  as fast as it goes: {:.0} changes/s", round.rate);
+            report.bursts.last_mut().expect("one was pushed").rounds.push(round);
+        }
+    }
+    Ok(())
+}
+
+/// Proxies that connect at once, to a server that has none.
+async fn storm(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
+    let mut stand = Stand::start(settings, &even(settings)).await;
+    let rush = stand.storm().await?;
+    eprintln!("{} proxies at once: {:.0} ms", settings.storm, rush.all_ms);
+    report.storms.last_mut().expect("one was pushed").rounds.push(rush);
+    Ok(())
 }
 
 /// The endpoints of each service, as even as may be.
@@ -110,7 +117,7 @@ fn even(settings: &Settings) -> Vec<usize> {
 }
 
 /// One change at a time in versions of each size, with few proxies: its bytes and its time.
-async fn sizes(settings: &Settings) -> anyhow::Result<Vec<Size>> {
+async fn sizes(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
     const PROXIES: usize = 4;
     const CHANGES: usize = 20;
     let mut stand = Stand::start(settings, &settings.sizes).await;
@@ -131,7 +138,8 @@ async fn sizes(settings: &Settings) -> anyhow::Result<Vec<Size>> {
     for size in &sizes {
         eprintln!("{} endpoints: {:.0} bytes a change", size.endpoints, size.rounds[0].bytes);
     }
-    Ok(sizes)
+    report.sizes = sizes;
+    Ok(())
 }
 
 impl<'a> Stand<'a> {
@@ -196,7 +204,7 @@ impl<'a> Stand<'a> {
     }
 
     /// Proxies that connect at once, to a server that has none.
-    async fn storm(&mut self) -> anyhow::Result<super::report::Rush> {
+    async fn storm(&mut self) -> anyhow::Result<Rush> {
         tokio::time::sleep(REST).await;
         let resident = memory(self.pid(), "VmRSS:")?;
         reset_peak(self.pid())?;
@@ -208,7 +216,7 @@ impl<'a> Stand<'a> {
         tokio::time::sleep(REST).await;
         let after = memory(self.pid(), "VmRSS:")?;
         let proxies = self.settings.storm as f64;
-        Ok(super::report::Rush {
+        Ok(Rush {
             all_ms: took.iter().max().copied().unwrap_or_default() as f64 / 1e6,
             each: Figures::of(took),
             peak_bytes,
@@ -238,8 +246,8 @@ impl<'a> Stand<'a> {
         let now = self.moment();
         Spent {
             wall: now.at - before.at,
-            server_ns: now.server_ns - before.server_ns,
-            // Threads of this process that have ended take their time with them.
+            // Threads that have ended take their time with them.
+            server_ns: now.server_ns.saturating_sub(before.server_ns),
             own_ns: now.own_ns.saturating_sub(before.own_ns),
             bytes: now.bytes - before.bytes,
             responses: now.responses - before.responses,

@@ -1,6 +1,6 @@
 //! Many proxies in one process, against one real server: how far a control plane goes.
 //!
-//! - `wire`: the few fields that are read and written, and gRPC's framing.
+//! - `http2`: a gRPC stream on a connection of its own. `wire`: the few fields that are read and written.
 //! - `proxy`: one of them: a TCP connection, an incremental aggregated stream, an acknowledgement for
 //!   each response at once. It holds what a proxy has to know and sends no traffic.
 //! - `plan`: changes that are about to come, and who has applied each.
@@ -13,11 +13,11 @@
 //! sent several changes as one still knows which it has.
 
 pub mod crowd;
+mod http2;
 pub mod measure;
 mod plan;
 mod proxy;
 pub mod report;
-mod socket;
 mod wire;
 mod world;
 mod writer;

@@ -10,19 +10,17 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use bytes::{Bytes, BytesMut};
-use h2::SendStream;
+use bytes::Bytes;
 use prost::Message;
 use tokio::net::TcpStream;
 
 use super::{
+    http2::Connection,
     plan::{self, Plan},
-    socket::Counted,
     wire::{self, Assignment, CDS, EDS, Endpoint, LDS, LEDS, Node, RDS, Request, Response},
 };
 
-const METHOD: &str =
-    "http://xds/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// What members of collections of endpoints begin with.
 const MEMBERS: &[u8] = b"xdstp:///envoy.config.endpoint.v3.LbEndpoint/";
 
@@ -39,7 +37,7 @@ pub(super) struct Shared {
     /// When each that has everything had it, in ns since the swarm began.
     pub(super) synced: Mutex<Vec<u64>>,
     /// Bytes that arrived at all sockets.
-    pub(super) received: Arc<AtomicU64>,
+    pub(super) received: AtomicU64,
     /// Responses that were acknowledged.
     pub(super) responses: AtomicU64,
     /// Why some are gone.
@@ -48,7 +46,8 @@ pub(super) struct Shared {
 
 struct Proxy {
     shared: Arc<Shared>,
-    requests: SendStream<Bytes>,
+    /// What is to be sent next.
+    requests: Vec<Bytes>,
     /// By service.
     known: Vec<Known>,
     /// Probes that are there, by service, where endpoints come one by one.
@@ -79,19 +78,11 @@ pub(super) async fn run(shared: Arc<Shared>, number: usize) {
 async fn follow(shared: Arc<Shared>, number: usize) -> anyhow::Result<()> {
     let stream = TcpStream::connect(shared.server).await.context("cannot connect")?;
     stream.set_nodelay(true)?;
-    let counted = Counted { stream, received: Arc::clone(&shared.received) };
-    let mut builder = h2::client::Builder::new();
-    builder.initial_window_size(1 << 20).initial_connection_window_size(2 << 20);
-    let (mut streams, connection) = builder.handshake::<_, Bytes>(counted).await?;
-    let request = http::Request::post(METHOD)
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(())?;
-    let (response, requests) = streams.send_request(request, false)?;
+    let mut connection = Connection::call(stream, METHOD);
     let services = shared.services;
     let mut proxy = Proxy {
         shared,
-        requests,
+        requests: Vec::new(),
         known: vec![Known::default(); services],
         probes: HashMap::new(),
         clusters: 0,
@@ -100,33 +91,27 @@ async fn follow(shared: Arc<Shared>, number: usize) -> anyhow::Result<()> {
         routes: 0,
         synced: false,
     };
-    proxy.greet(number)?;
-    let following = async {
-        let mut body = response.await?.into_body();
-        let mut buffer = BytesMut::new();
-        while let Some(chunk) = body.data().await {
-            let chunk = chunk?;
-            body.flow_control().release_capacity(chunk.len())?;
-            buffer.extend_from_slice(&chunk);
-            while let Some(message) = wire::next_message(&mut buffer) {
-                proxy.apply(message)?;
-            }
+    proxy.greet(number);
+    loop {
+        proxy.requests.drain(..).for_each(|request| connection.put(&request));
+        connection.flush().await?;
+        let content = connection.more().await?;
+        let mut responses = 0;
+        while let Some(message) = wire::next_message(content) {
+            proxy.apply(message)?;
+            responses += 1;
         }
-        bail!("the server ended the stream: {:?}", body.trailers().await)
-    };
-    // One task for both: there is nothing to do for a stream that its connection has not read.
-    tokio::select! {
-        ended = following => ended,
-        ended = connection => bail!("the connection ended: {ended:?}"),
+        proxy.shared.responses.fetch_add(responses, Ordering::Relaxed);
+        proxy.shared.received.fetch_add(connection.arrived(), Ordering::Relaxed);
     }
 }
 
 impl Proxy {
-    fn send(&mut self, request: &Request) -> anyhow::Result<()> {
-        Ok(self.requests.send_data(wire::frame(request), false)?)
+    fn send(&mut self, request: &Request) {
+        self.requests.push(wire::frame(request));
     }
 
-    fn greet(&mut self, number: usize) -> anyhow::Result<()> {
+    fn greet(&mut self, number: usize) {
         let features = if self.shared.leds { vec!["sluicegate.leds".to_owned()] } else { Vec::new() };
         let node = Node {
             id: format!("swarm-{number}"),
@@ -134,15 +119,14 @@ impl Proxy {
             user_agent_name: "swarm".to_owned(),
             client_features: features,
         };
-        self.send(&Request { node: Some(node), type_url: CDS.to_owned(), ..Default::default() })?;
-        self.send(&Request { type_url: LDS.to_owned(), ..Default::default() })
+        self.send(&Request { node: Some(node), type_url: CDS.to_owned(), ..Default::default() });
+        self.send(&Request { type_url: LDS.to_owned(), ..Default::default() });
     }
 
-    fn subscribe(&mut self, type_url: &str, subscribe: Vec<String>) -> anyhow::Result<()> {
-        if subscribe.is_empty() {
-            return Ok(());
+    fn subscribe(&mut self, type_url: &str, subscribe: Vec<String>) {
+        if !subscribe.is_empty() {
+            self.send(&Request { type_url: type_url.to_owned(), subscribe, ..Default::default() });
         }
-        self.send(&Request { type_url: type_url.to_owned(), subscribe, ..Default::default() })
     }
 
     /// Takes in a response, asks for what it names, acknowledges it, and only then says so.
@@ -159,7 +143,7 @@ impl Proxy {
                         names.push(String::from_utf8(resource.name.to_vec())?);
                     }
                 }
-                self.subscribe(EDS, names)?;
+                self.subscribe(EDS, names);
             }
             EDS => {
                 let mut collections = Vec::new();
@@ -167,7 +151,7 @@ impl Proxy {
                     let service = service_of(&resource.name)?;
                     applied.extend(self.assignment(service, &resource.value(), &mut collections)?);
                 }
-                self.subscribe(LEDS, collections)?;
+                self.subscribe(LEDS, collections);
             }
             LEDS => {
                 let mut touched = Vec::new();
@@ -196,13 +180,12 @@ impl Proxy {
             }
             LDS => {
                 let names = resources.iter().flat_map(|listener| wire::routes_of(listener.value())).collect();
-                self.subscribe(RDS, names)?;
+                self.subscribe(RDS, names);
             }
             RDS => self.routes += resources.len(),
             other => bail!("{other} was not asked for"),
         }
-        self.send(&Request { type_url, response_nonce: nonce, ..Default::default() })?;
-        self.shared.responses.fetch_add(1, Ordering::Relaxed);
+        self.send(&Request { type_url, response_nonce: nonce, ..Default::default() });
         for (service, behind) in applied {
             let known = &mut self.known[service as usize];
             if behind > known.behind {

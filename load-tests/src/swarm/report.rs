@@ -19,6 +19,8 @@ pub struct Report {
     pub bursts: Vec<Burst>,
     pub storms: Vec<Storm>,
     pub sizes: Vec<Size>,
+    /// What broke off, and why.
+    pub broken: Vec<String>,
 }
 
 /// From a change to the last of these proxies having it, at so many changes a second.
@@ -139,6 +141,15 @@ impl Report {
             bursts: Vec::new(),
             storms: Vec::new(),
             sizes: Vec::new(),
+            broken: Vec::new(),
+        }
+    }
+
+    /// Keeps why something broke off.
+    pub(super) fn note(&mut self, what: &str, ended: anyhow::Result<()>) {
+        if let Err(error) = ended {
+            eprintln!("  {what} broke off: {error:#}");
+            self.broken.push(format!("{what} broke off: {error:#}"));
         }
     }
 
@@ -253,7 +264,7 @@ impl Report {
                 spread(rounds, |r| r.cpu_us, 0),
             )?;
         }
-        Ok(())
+        self.broken.iter().try_for_each(|why| writeln!(text, "\n{why}"))
     }
 }
 
