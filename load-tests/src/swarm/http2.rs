@@ -93,7 +93,7 @@ impl Connection {
         loop {
             let before = self.content.len();
             while let Some((kind, flags, payload)) = next_frame(&mut self.received)? {
-                self.on_frame(kind, flags, payload)?;
+                self.on_frame(kind, flags, &payload)?;
             }
             if self.content.len() > before {
                 return Ok(&mut self.content);
@@ -106,12 +106,12 @@ impl Connection {
         }
     }
 
-    fn on_frame(&mut self, kind: u8, flags: u8, payload: Bytes) -> anyhow::Result<()> {
+    fn on_frame(&mut self, kind: u8, flags: u8, payload: &Bytes) -> anyhow::Result<()> {
         match kind {
             DATA => {
                 ensure!(flags & (PADDED | END_STREAM) == 0, "the server ended the stream");
                 self.taken += u32::try_from(payload.len())?;
-                self.content.extend_from_slice(&payload);
+                self.content.extend_from_slice(payload);
                 if self.taken >= WINDOW / 2 {
                     let taken = std::mem::take(&mut self.taken).to_be_bytes();
                     put_frame(&mut self.to_send, WINDOW_UPDATE, 0, 0, &taken);
@@ -119,10 +119,10 @@ impl Connection {
                 }
             }
             HEADERS if flags & END_STREAM != 0 => {
-                bail!("the server ended the stream: {}", String::from_utf8_lossy(&payload))
+                bail!("the server ended the stream: {}", String::from_utf8_lossy(payload))
             }
             SETTINGS if flags & ACK == 0 => put_frame(&mut self.to_send, SETTINGS, ACK, 0, &[]),
-            PING if flags & ACK == 0 => put_frame(&mut self.to_send, PING, ACK, 0, &payload),
+            PING if flags & ACK == 0 => put_frame(&mut self.to_send, PING, ACK, 0, payload),
             RST_STREAM => bail!("the server reset the stream: {payload:?}"),
             GOAWAY => bail!("the server ends the connection: {payload:?}"),
             // What is said about windows is never waited for: a proxy sends little, and each of its
