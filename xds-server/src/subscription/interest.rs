@@ -34,7 +34,7 @@ const MAX_REASON: usize = 1_024;
 pub struct Interest {
     pub(super) shelf: Shelf,
     pub(super) variant: Variant,
-    client: Client,
+    pub(super) client: Client,
     /// Whether the client has asked at all.
     pub(super) asked: bool,
     pub(super) names: Names,

@@ -59,7 +59,10 @@ impl Interest {
             return None;
         }
         self.begin_heartbeats(&batch.send, now);
-        let resources = if self.is_full_state() { self.full_state(snapshot) } else { batch.send };
+        // A whole state has every resource, and with it what keeps it alive.
+        let whole = self.is_full_state();
+        let (resources, heartbeats) =
+            if whole { (self.full_state(snapshot), Vec::new()) } else { (batch.send, heartbeats) };
         let version_info = match self.variant {
             Variant::Incremental => String::new(),
             Variant::StateOfTheWorld => digest(&resources),
@@ -161,6 +164,10 @@ impl Interest {
     // ---- signs of life ----
 
     fn begin_heartbeats(&mut self, sent: &[Arc<Resource>], now: Instant) {
+        // To others they have no time to live.
+        if !self.client.ttl {
+            return;
+        }
         for resource in sent {
             match resource.ttl {
                 Some(ttl) => {

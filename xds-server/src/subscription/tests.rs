@@ -639,6 +639,7 @@ fn a_resource_with_a_time_to_live_is_kept_alive() {
     let resource = Resource::new(CDS, "a", b"1").with_ttl(Some(ttl));
     let one = Snapshot::empty(0).with(1, [(on(CDS), "a".into(), Some(Arc::new(resource)))]);
     let mut wire = Wire::new(Variant::Incremental, &one);
+    wire.session = Session::new(Variant::Incremental, Client { ttl: true, ..Client::default() }, one.clone());
     wire.delta(&CDS, &[], &[]);
     let first = wire.poll().unwrap();
     wire.ack(&first);
