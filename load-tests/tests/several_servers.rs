@@ -565,6 +565,46 @@ async fn killing_any_server_under_churn_loses_no_change_and_no_request() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killing_any_member_of_etcd_under_churn_loses_no_change() {
+    let mut members = Etcd::cluster(3).await;
+    let hosts: Vec<String> = members.iter().map(|member| member.address.to_string()).collect();
+    let url = format!("etcd://{}/test", hosts.join(","));
+    let servers = [Server::start_sharing(&url).await, Server::start_sharing(&url).await];
+    let backend = Backend::start("v1").await;
+    servers[0].api.apply(&manifest("127.0.0.1:0", &[("v1", 1)])).await.ok();
+    servers[0].api.register("shop/v1", "always", backend.address).await.ok();
+    let edge = Edge::start("edge-1", servers[0].xds).await;
+    let gateway = edge.gateway("edge").await;
+    until("an answer", SOON, async || Client::new(gateway).get("/").await.ok()).await;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let apis = servers.iter().map(|server| server.api.address()).collect();
+    let churn = tokio::spawn(churn(apis, vec![backend.address], Arc::clone(&stop)));
+    for member in &mut members {
+        member.process.kill().await;
+        // Both servers are served by the other two.
+        for (i, server) in servers.iter().enumerate() {
+            until("a write without that member", SOON, async || {
+                let id = format!("probe{i}");
+                let put = server.api.register("shop/v1", &id, backend.address).await;
+                put.status.is_success().then_some(())
+            })
+            .await;
+        }
+        member.restart().await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    let (mut expected, _) = churn.await.unwrap();
+    expected.extend(["always", "probe0", "probe1"].map(str::to_owned));
+    expected.sort();
+    let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+    for server in &servers {
+        shows(server, &expected).await;
+    }
+    assert_eq!(Client::new(gateway).get("/").await.unwrap(), "v1");
+}
+
 /// How many endpoints the churn leaves at most.
 const MOST: usize = 40;
 

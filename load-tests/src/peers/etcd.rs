@@ -1,4 +1,4 @@
-//! etcd (Debian's `etcd-server`), one member, that can be stopped, killed and started again in place.
+//! etcd (Debian's `etcd-server`): members that can be stopped, killed and started again in place.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -17,7 +17,9 @@ pub struct Etcd {
     /// Where clients find it; its JSON gateway as well.
     pub address: SocketAddr,
     api: Api,
-    peer: SocketAddr,
+    number: usize,
+    /// Every member and where the others find it.
+    peers: String,
     /// Further addresses of this machine at which it listens.
     further: Vec<IpAddr>,
     directory: TempDir,
@@ -31,12 +33,34 @@ impl Etcd {
 
     /// The same, which listens at `further` addresses of this machine too.
     pub async fn start_at(further: &[IpAddr]) -> Self {
-        let directory = TempDir::new();
-        let (address, peer, further) = (free_port().await, free_port().await, further.to_vec());
-        let process = start(directory.path(), address, peer, &further);
-        let etcd = Self { process, address, api: Api::new(address), peer, further, directory };
+        let peers = format!("m0=http://{}", free_port().await);
+        let etcd = Self::member(0, &peers, further).await;
         etcd.answers().await;
         etcd
+    }
+
+    /// `count` new members of one cluster, which any majority of them keeps up.
+    pub async fn cluster(count: usize) -> Vec<Self> {
+        let mut peers = Vec::new();
+        for i in 0..count {
+            peers.push(format!("m{i}=http://{}", free_port().await));
+        }
+        let peers = peers.join(",");
+        let mut members = Vec::new();
+        for i in 0..count {
+            members.push(Self::member(i, &peers, &[]).await);
+        }
+        for member in &members {
+            member.answers().await;
+        }
+        members
+    }
+
+    async fn member(number: usize, peers: &str, further: &[IpAddr]) -> Self {
+        let (directory, address) = (TempDir::new(), free_port().await);
+        let (peers, further) = (peers.to_owned(), further.to_vec());
+        let process = start(directory.path(), number, address, &peers, &further);
+        Self { process, address, api: Api::new(address), number, peers, further, directory }
     }
 
     /// What `--store` takes.
@@ -52,7 +76,7 @@ impl Etcd {
 
     /// Starts it again with what it had; the old process has to be gone.
     pub async fn restart(&mut self) {
-        self.process = start(self.directory.path(), self.address, self.peer, &self.further);
+        self.start_again();
         self.answers().await;
     }
 
@@ -62,6 +86,11 @@ impl Etcd {
         let revision = newest["header"]["revision"].clone();
         let answer = self.ask("/v3/kv/compaction", &json!({"revision": revision, "physical": true})).await;
         assert!(answer.is_some(), "etcd compacts up to {revision}");
+    }
+
+    /// The same without waiting until it answers, which it does not while it is alone.
+    pub fn start_again(&mut self) {
+        self.process = start(self.directory.path(), self.number, self.address, &self.peers, &self.further);
     }
 
     /// Removes all that it had; its process has to be gone.
@@ -109,16 +138,18 @@ impl Etcd {
     }
 }
 
-fn start(directory: &Path, address: SocketAddr, peer: SocketAddr, further: &[IpAddr]) -> Process {
+fn start(directory: &Path, number: usize, address: SocketAddr, peers: &str, further: &[IpAddr]) -> Process {
     let binary = super::find("etcd").expect("etcd is not installed: .ci/install test installs it");
-    let (client, peer) = (format!("http://{address}"), format!("http://{peer}"));
+    let (name, client) = (format!("m{number}"), format!("http://{address}"));
+    let peer = peers.split(',').find_map(|peer| peer.strip_prefix(&name)?.strip_prefix('='));
+    let peer = peer.expect("a member is one of the peers");
     let mut command = Command::new(binary);
-    command.args(["--name", "one", "--log-level", "warn", "--data-dir"]).arg(directory.join("data"));
+    command.args(["--name", &name, "--log-level", "warn", "--data-dir"]).arg(directory.join("data"));
     let further = further.iter().map(|ip| format!(",http://{}", SocketAddr::new(*ip, address.port())));
     let listen = format!("{client}{}", further.collect::<String>());
     command.args(["--listen-client-urls", &listen, "--advertise-client-urls", &client]);
-    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-    command.arg("--initial-cluster").arg(format!("one={peer}"));
+    command.args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
+    command.args(["--initial-cluster", peers]);
     // The machine may say otherwise for an etcd of its own.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCD_")) {
         command.env_remove(name);
