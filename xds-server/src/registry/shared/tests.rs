@@ -1,7 +1,7 @@
 use config::{Health, manifest};
 
 use super::*;
-use crate::snapshot::Snapshot;
+use crate::{snapshot::Snapshot, store::etcd::Everything};
 
 /// A writer that never reaches an etcd.
 fn writer() -> SharedWriter {

@@ -1,9 +1,9 @@
 //! The store of several servers: an etcd cluster.
 //!
 //! - `wire`: the messages of etcd's API. `client`: calls with deadlines, member by member.
-//! - [`keys`]: what is where. `feed`: all that changes, in order, without a gap.
+//! - `keys`: what is where. `feed`: all that changes, in order, without a gap.
 //! - `session`: the lease of what is held by connections to this server, and other leases.
-//! - [`health`]: whether it answers, for those who ask and those who would write.
+//! - `health`: whether it answers, for those who ask and those who would write.
 //! - here: loading everything, and a commit as one transaction.
 //!
 //! What a transaction changes has to be as this server has seen it, so what two servers write at once
