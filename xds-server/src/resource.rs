@@ -130,6 +130,22 @@ impl Resource {
         }
     }
 
+    /// Writes what comes before the content in either variant, and returns that, to be sent as it is;
+    /// `None` where a TTL has to be told, which goes behind the content or around it.
+    pub(crate) fn shared(&self, incremental: bool, ttl: bool, buffer: &mut impl BufMut) -> Option<Bytes> {
+        if ttl && self.ttl.is_some() {
+            return None;
+        }
+        let encoded = self.encoded();
+        let content = if incremental {
+            encoded.message.clone()
+        } else {
+            encoded.message.slice(encoded.any.0..encoded.any.1)
+        };
+        field_head(2, content.len(), buffer);
+        Some(content)
+    }
+
     /// The length of what [`Self::write_incremental`] writes.
     pub(crate) fn incremental_len(&self, ttl: bool) -> usize {
         field_len(2, self.encoded().message.len() + self.ttl.filter(|_| ttl).map_or(0, ttl_len))

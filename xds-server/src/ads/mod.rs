@@ -5,8 +5,8 @@
 //! - `csds`: what became of what was sent. `stream`: the task of one stream. `node`: who a client says it is.
 //! - here: the gRPC services and their server.
 //!
-//! They are written against tonic's codec rather than generated, so that what was encoded once
-//! is copied into each stream's buffer, and never encoded or allocated again for it.
+//! They are written by hand rather than generated, so that what was encoded once is shared by all
+//! streams, and copied only where it is small.
 
 mod csds;
 mod node;
@@ -16,15 +16,13 @@ mod wire;
 
 use std::{
     convert::Infallible,
-    future::Future,
+    future::Ready,
     io,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -32,26 +30,24 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Request, Response, Status, Streaming,
+    Status,
     body::Body,
     codegen::{Service, http},
-    server::{Grpc, NamedService, StreamingService},
+    server::NamedService,
 };
 
 use crate::{
     access::{Access, Listener, Peer, Wire},
     fleet::Fleet,
-    kind::Kind,
     limit::Limited,
     load_report::LoadReporting,
     metrics::Metrics,
     registry::State,
-    subscription::Variant,
     timeline::Timeline,
 };
 use services::SERVICES;
 use stream::{Requests, Stream};
-use wire::{AdsCodec, Frame};
+use wire::Frames;
 
 /// How many xDS connections may be open; more are closed at once and counted.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -139,12 +135,10 @@ impl<const N: usize> NamedService for Served<N> {
     const NAME: &'static str = SERVICES[N].name;
 }
 
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
 impl<const N: usize> Service<http::Request<Body>> for Served<N> {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = BoxFuture<Result<Self::Response, Infallible>>;
+    type Future = Ready<Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -152,51 +146,17 @@ impl<const N: usize> Service<http::Request<Body>> for Served<N> {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let service = &SERVICES[N];
-        let method = Method { ads: self.0.clone(), kind: service.kind.clone() };
-        match service.variant(request.uri().path()) {
-            Some(Variant::Incremental) => Box::pin(async move {
-                let codec = AdsCodec::<DeltaDiscoveryRequest>::new();
-                let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_REQUEST);
-                Ok(grpc.streaming(method, request).await)
-            }),
-            Some(Variant::StateOfTheWorld) => Box::pin(async move {
-                let codec = AdsCodec::<DiscoveryRequest>::new();
-                let mut grpc = Grpc::new(codec).max_decoding_message_size(MAX_REQUEST);
-                Ok(grpc.streaming(method, request).await)
-            }),
-            None => Box::pin(async {
-                let message = "is not served; the streaming methods of the discovery services are";
-                Ok(Status::unimplemented(message).into_http())
-            }),
-        }
-    }
-}
-
-/// One call of either method.
-struct Method {
-    ads: Ads,
-    /// The type that the stream is of; `None` for all.
-    kind: Option<Kind>,
-}
-
-impl<R> StreamingService<R> for Method
-where
-    R: Send + 'static,
-    Requests: From<Streaming<R>>,
-{
-    type Response = Frame;
-    type ResponseStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<Frame, Status>> + Send>>;
-    type Future = BoxFuture<Result<Response<Self::ResponseStream>, Status>>;
-
-    fn call(&mut self, request: Request<Streaming<R>>) -> Self::Future {
-        let (ads, kind) = (self.ads.clone(), self.kind.clone());
-        Box::pin(async move {
-            let peer = request.extensions().get::<Peer>().cloned();
-            let requests = Requests::from(request.into_inner());
-            let (frames, responses) = mpsc::channel(stream::BUFFERED);
-            tokio::spawn(Stream::new(ads, kind, peer, requests, frames).run());
-            let responses: Self::ResponseStream = Box::pin(ReceiverStream::new(responses));
-            Ok(Response::new(responses))
-        })
+        let Some(variant) = service.variant(request.uri().path()) else {
+            let message = "is not served; the streaming methods of the discovery services are";
+            return std::future::ready(Ok(Status::unimplemented(message).into_http()));
+        };
+        let peer = request.extensions().get::<Peer>().cloned();
+        let requests = Requests::new(variant, request.into_body());
+        let (frames, responses) = mpsc::channel(stream::BUFFERED);
+        tokio::spawn(Stream::new(self.0.clone(), service.kind.clone(), peer, requests, frames).run());
+        let mut response = http::Response::new(Body::new(Frames::new(responses)));
+        let grpc = http::HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, grpc);
+        std::future::ready(Ok(response))
     }
 }

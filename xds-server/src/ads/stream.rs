@@ -7,9 +7,12 @@ use envoy_types::pb::envoy::{
     service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest},
 };
 use tokio::sync::{mpsc, watch};
-use tonic::{Status, Streaming};
+use tonic::{Status, Streaming, body::Body};
 
-use super::{Ads, node, wire::Frame};
+use super::{
+    Ads, MAX_REQUEST, node,
+    wire::{Frame, RequestDecoder},
+};
 use crate::{
     access::Peer,
     fleet::Membership,
@@ -36,19 +39,24 @@ enum AnyRequest {
     StateOfTheWorld(DiscoveryRequest),
 }
 
-impl From<Streaming<DeltaDiscoveryRequest>> for Requests {
-    fn from(requests: Streaming<DeltaDiscoveryRequest>) -> Self {
-        Self::Incremental(requests)
-    }
-}
-
-impl From<Streaming<DiscoveryRequest>> for Requests {
-    fn from(requests: Streaming<DiscoveryRequest>) -> Self {
-        Self::StateOfTheWorld(requests)
-    }
-}
-
 impl Requests {
+    pub(super) fn new(variant: Variant, body: Body) -> Self {
+        match variant {
+            Variant::Incremental => Self::Incremental(Streaming::new_request(
+                RequestDecoder::new(),
+                body,
+                None,
+                Some(MAX_REQUEST),
+            )),
+            Variant::StateOfTheWorld => Self::StateOfTheWorld(Streaming::new_request(
+                RequestDecoder::new(),
+                body,
+                None,
+                Some(MAX_REQUEST),
+            )),
+        }
+    }
+
     fn variant(&self) -> Variant {
         match self {
             Self::Incremental(_) => Variant::Incremental,
@@ -102,6 +110,8 @@ struct Followed {
     session: Session,
     node: String,
     membership: Membership,
+    /// The revision that was last told to the membership.
+    applied: u64,
 }
 
 impl Stream {
@@ -159,8 +169,19 @@ impl Stream {
             None => Session::new(variant, client, snapshot),
         };
         let Self { ads, only, requests, frames, .. } = self;
-        let followed =
-            Followed { ads, only, variant, client, requests, frames, state, session, node: name, membership };
+        let followed = Followed {
+            ads,
+            only,
+            variant,
+            client,
+            requests,
+            frames,
+            state,
+            session,
+            node: name,
+            membership,
+            applied: 0,
+        };
         followed.run(first).await;
     }
 }
@@ -234,7 +255,11 @@ impl Followed {
                 return;
             }
         }
-        self.membership.applied(self.session.applied(now));
+        let applied = self.session.applied(now);
+        // All streams share what the membership writes to.
+        if std::mem::replace(&mut self.applied, applied) != applied {
+            self.membership.applied(applied);
+        }
     }
 
     fn on_request(&mut self, request: AnyRequest) -> Result<(), Status> {

@@ -1,18 +1,36 @@
-//! Responses to bytes (envoy/service/discovery/v3/discovery.proto).
+//! Responses to bytes (envoy/service/discovery/v3/discovery.proto), as the body of a gRPC response
+//! (gRPC over HTTP/2, "Responses").
+//!
+//! Bytes are made when the connection has room for them, and no more at once than a few: however large a
+//! response is, a stream holds little more than pointers to what is shared.
 
-use std::marker::PhantomData;
+use std::{
+    marker::PhantomData,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::HeaderMap;
+use hyper::body::{Body, Frame as HttpFrame};
 use prost::Message;
+use tokio::sync::mpsc;
 use tonic::{
     Status,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    codec::{DecodeBuf, Decoder},
 };
 
 use crate::{
     resource::{field, field_len},
     subscription::{Response, Variant},
 };
+
+/// How much is made at once, in bytes.
+const CHUNK: usize = 16 << 10;
+/// Resources from this size on are not copied, in bytes.
+const LARGE: usize = 8 << 10;
+/// What a message begins with: whether it is compressed, and its length.
+const PREFIX: usize = 5;
 
 /// A response of either variant, not yet copied into a stream's buffer.
 #[derive(Debug)]
@@ -55,21 +73,36 @@ impl Frame {
         type_url + nonce + heartbeats + rest
     }
 
-    fn write(&self, buffer: &mut impl BufMut) {
-        let response = &self.response;
+    /// What comes before the resources.
+    fn write_head(&self, buffer: &mut impl BufMut) {
+        // The first field of both: the system version, which is the revision, "used for debugging", or the
+        // version.
         match self.variant {
-            // DeltaDiscoveryResponse: system_version_info 1, resources 2, type_url 4, nonce 5,
-            // removed_resources 6. The system version is the revision, "used for debugging".
-            Variant::Incremental => {
-                field(1, decimal(response.revision).as_bytes(), buffer);
-                response.resources.iter().for_each(|r| r.write_incremental(self.ttl, buffer));
-            }
-            // DiscoveryResponse: version_info 1, resources 2, type_url 4, nonce 5.
-            Variant::StateOfTheWorld => {
-                field(1, response.version_info.as_bytes(), buffer);
-                response.resources.iter().for_each(|r| r.write_state_of_the_world(self.ttl, buffer));
-            }
+            Variant::Incremental => field(1, decimal(self.response.revision).as_bytes(), buffer),
+            Variant::StateOfTheWorld => field(1, self.response.version_info.as_bytes(), buffer),
         }
+    }
+
+    /// A resource, field 2 of both; returns what of it is not written but to be sent as it is.
+    fn write_resource(&self, at: usize, buffer: &mut impl BufMut) -> Option<Bytes> {
+        let resource = &self.response.resources[at];
+        let incremental = self.variant == Variant::Incremental;
+        if resource.size() >= LARGE
+            && let Some(shared) = resource.shared(incremental, self.ttl, buffer)
+        {
+            return Some(shared);
+        }
+        match self.variant {
+            Variant::Incremental => resource.write_incremental(self.ttl, buffer),
+            Variant::StateOfTheWorld => resource.write_state_of_the_world(self.ttl, buffer),
+        }
+        None
+    }
+
+    /// What comes after the resources: signs of life, which are resources too, then `type_url` 4 and
+    /// `nonce` 5 of both, and `removed_resources` 6 of the incremental variant.
+    fn write_tail(&self, buffer: &mut impl BufMut) {
+        let response = &self.response;
         self.heartbeats.iter().for_each(|beat| buffer.put_slice(beat));
         field(4, response.kind.type_url().as_bytes(), buffer);
         field(5, response.nonce.as_bytes(), buffer);
@@ -79,50 +112,111 @@ impl Frame {
     }
 }
 
+/// A frame on its way.
+struct Writing {
+    frame: Frame,
+    len: usize,
+    /// How many of its resources are written; `None` before anything is.
+    resources: Option<usize>,
+    /// What is to be sent as it is, next.
+    shared: Option<Bytes>,
+    done: bool,
+}
+
+impl Writing {
+    fn new(frame: Frame) -> Self {
+        let len = frame.len();
+        Self { frame, len, resources: None, shared: None, done: false }
+    }
+
+    /// The next bytes; `None` when that was all.
+    fn next(&mut self) -> Option<Bytes> {
+        if let Some(shared) = self.shared.take() {
+            return Some(shared);
+        }
+        if self.done {
+            return None;
+        }
+        let mut buffer = BytesMut::with_capacity((self.len + PREFIX).min(CHUNK + LARGE));
+        let mut at = self.resources.unwrap_or_else(|| {
+            buffer.put_u8(0);
+            // A response is bounded far below 4 GiB, and whole states by what there is.
+            buffer.put_u32(self.len as u32);
+            self.frame.write_head(&mut buffer);
+            0
+        });
+        while buffer.len() < CHUNK && self.shared.is_none() && at < self.frame.response.resources.len() {
+            self.shared = self.frame.write_resource(at, &mut buffer);
+            at += 1;
+        }
+        if self.shared.is_none() && at == self.frame.response.resources.len() && buffer.len() < CHUNK {
+            self.frame.write_tail(&mut buffer);
+            self.done = true;
+        }
+        self.resources = Some(at);
+        Some(buffer.freeze())
+    }
+}
+
+/// The body of one stream: frames, and in the end the status.
+pub(super) struct Frames {
+    queue: mpsc::Receiver<Result<Frame, Status>>,
+    writing: Option<Writing>,
+    ended: bool,
+}
+
+impl Frames {
+    pub(super) fn new(queue: mpsc::Receiver<Result<Frame, Status>>) -> Self {
+        Self { queue, writing: None, ended: false }
+    }
+}
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<HttpFrame<Bytes>, Status>>> {
+        loop {
+            if let Some(bytes) = self.writing.as_mut().and_then(Writing::next) {
+                return Poll::Ready(Some(Ok(HttpFrame::data(bytes))));
+            }
+            self.writing = None;
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            let status = match std::task::ready!(self.queue.poll_recv(context)) {
+                Some(Ok(frame)) => {
+                    self.writing = Some(Writing::new(frame));
+                    continue;
+                }
+                Some(Err(status)) => status,
+                None => Status::ok(""),
+            };
+            self.ended = true;
+            let mut trailers = HeaderMap::new();
+            return Poll::Ready(Some(match status.add_header(&mut trailers) {
+                Ok(()) => Ok(HttpFrame::trailers(trailers)),
+                Err(status) => Err(status),
+            }));
+        }
+    }
+}
+
 fn decimal(revision: u64) -> String {
     revision.to_string()
 }
 
-/// Encodes [`Frame`]s, decodes requests of type `R`.
-pub(super) struct AdsCodec<R> {
-    request: PhantomData<fn() -> R>,
-}
-
-impl<R> AdsCodec<R> {
-    pub(super) fn new() -> Self {
-        Self { request: PhantomData }
-    }
-}
-
-impl<R: Message + Default + 'static> Codec for AdsCodec<R> {
-    type Encode = Frame;
-    type Decode = R;
-    type Encoder = FrameEncoder;
-    type Decoder = RequestDecoder<R>;
-
-    fn encoder(&mut self) -> FrameEncoder {
-        FrameEncoder
-    }
-
-    fn decoder(&mut self) -> RequestDecoder<R> {
-        RequestDecoder(PhantomData)
-    }
-}
-
-pub(super) struct FrameEncoder;
-
-impl Encoder for FrameEncoder {
-    type Item = Frame;
-    type Error = Status;
-
-    fn encode(&mut self, frame: Frame, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(frame.len());
-        frame.write(buffer);
-        Ok(())
-    }
-}
-
+/// Decodes requests of type `R`.
 pub(super) struct RequestDecoder<R>(PhantomData<fn() -> R>);
+
+impl<R> RequestDecoder<R> {
+    pub(super) fn new() -> Self {
+        Self(PhantomData)
+    }
+}
 
 impl<R: Message + Default> Decoder for RequestDecoder<R> {
     type Item = R;
@@ -161,31 +255,65 @@ mod tests {
         }
     }
 
+    /// The message that the frame is written as, in so many pieces.
+    fn written(frame: Frame) -> (Vec<u8>, usize) {
+        let len = frame.len();
+        let mut writing = Writing::new(frame);
+        let pieces: Vec<Bytes> = std::iter::from_fn(|| writing.next()).collect();
+        let bytes = pieces.concat();
+        assert_eq!(bytes[..PREFIX], [&[0][..], &u32::try_from(len).unwrap().to_be_bytes()].concat());
+        assert_eq!(bytes.len(), len + PREFIX);
+        (bytes[PREFIX..].to_vec(), pieces.len())
+    }
+
     #[test]
     fn an_incremental_frame_is_the_message_it_stands_for() {
-        let frame = Frame::new(Variant::Incremental, true, response());
-        let mut bytes = Vec::new();
-        frame.write(&mut bytes);
-        assert_eq!(bytes.len(), frame.len());
+        let (bytes, pieces) = written(Frame::new(Variant::Incremental, true, response()));
+        assert_eq!(pieces, 1);
         let read = DeltaDiscoveryResponse::decode(&*bytes).unwrap();
         assert_eq!(read.system_version_info, "12345");
         assert_eq!((read.type_url.as_str(), read.nonce.as_str()), (Kind::Cluster.type_url(), "7f"));
         assert_eq!(read.removed_resources, ["c/v1"]);
-        assert_eq!(
-            read.resources.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(),
-            ["a/v1", "b/v1", "d/v1"]
-        );
+        let names: Vec<_> = read.resources.iter().map(|r| r.name.as_str()).collect();
+        assert_eq!(names, ["a/v1", "b/v1", "d/v1"]);
     }
 
     #[test]
     fn a_state_of_the_world_frame_is_the_message_it_stands_for() {
-        let frame = Frame::new(Variant::StateOfTheWorld, false, response());
-        let mut bytes = Vec::new();
-        frame.write(&mut bytes);
-        assert_eq!(bytes.len(), frame.len());
+        let (bytes, _) = written(Frame::new(Variant::StateOfTheWorld, false, response()));
         let read = DiscoveryResponse::decode(&*bytes).unwrap();
         assert_eq!((read.version_info.as_str(), read.nonce.as_str()), ("abc", "7f"));
         assert_eq!(read.resources[0].value, b"one");
         assert_eq!((read.resources.len(), read.resources[1].value.len()), (2, 300));
+    }
+
+    #[test]
+    fn a_large_frame_is_made_piece_by_piece_and_a_large_resource_is_shared() {
+        let resource = |i: usize, len: usize| {
+            let name = format!("s{i}/v1");
+            Arc::new(Resource::new(Kind::Cluster, name.as_str(), &vec![i as u8; len]))
+        };
+        for variant in [Variant::Incremental, Variant::StateOfTheWorld] {
+            let sizes = [10, 3_000, 100_000, 1, 8_000, 9_000, 20, 40_000];
+            let resources: Vec<_> = (0..100).map(|i| resource(i, sizes[i % sizes.len()])).collect();
+            let large = Response { resources: resources.clone(), ..response() };
+            let frame = Frame::new(variant, false, large);
+            let whole = frame.len();
+            let (bytes, pieces) = written(frame);
+            assert!(pieces > whole / (CHUNK + 100_000), "{pieces}");
+            let values: Vec<Vec<u8>> = match variant {
+                Variant::Incremental => {
+                    let read = DeltaDiscoveryResponse::decode(&*bytes).unwrap();
+                    read.resources.into_iter().map(|r| r.resource.unwrap().value).collect()
+                }
+                Variant::StateOfTheWorld => {
+                    let read = DiscoveryResponse::decode(&*bytes).unwrap();
+                    read.resources.into_iter().map(|any| any.value).collect()
+                }
+            };
+            assert!(
+                values.iter().eq(resources.iter().map(|r| r.value().to_vec()).collect::<Vec<_>>().iter())
+            );
+        }
     }
 }

@@ -79,17 +79,15 @@ fn assignments(world: &World, name: &ClusterName) -> [Update; 2] {
         return [gone(View::Common), gone(View::Collections)];
     }
     let members = world.endpoints.get(name).cloned().unwrap_or_default();
-    let declared: Vec<Arc<Endpoint>> = world.declared_endpoints(name).collect();
-    let zones = declared.iter().map(|endpoint| endpoint.zone.as_ref());
-    let zones = zones.chain(members.zones.keys().map(Option::as_ref));
+    let declared = world.declared.get(name).cloned().unwrap_or_default();
+    let zones = declared.zones.keys().chain(members.zones.keys()).map(Option::as_ref);
     let collections = leds::encode_assignment(name, zones);
     let empty = assignment::encode(name, []).encode_to_vec();
-    let digests = declared.iter().map(|endpoint| digest(name, endpoint));
-    let sum = digests.fold(members.digest, u64::wrapping_add);
+    let sum = declared.digest.wrapping_add(members.digest);
     let version = Version::of(&[&empty[..], &sum.to_be_bytes()].concat());
     let cluster = name.clone();
     let whole = Resource::lazy(kind.clone(), text.as_str(), version, move || {
-        let all = declared.iter().chain(members.by_id.values());
+        let all = declared.by_id.values().chain(members.by_id.values());
         assignment::encode(&cluster, all.map(AsRef::as_ref)).encode_to_vec()
     });
     let whole = ((kind.clone(), View::Common), whole.name.clone(), Some(Arc::new(whole)));
@@ -103,11 +101,11 @@ pub(super) fn digest(cluster: &ClusterName, endpoint: &Endpoint) -> u64 {
 
 /// An endpoint as a member of the collection of its zone; gone from `zone` when it is elsewhere.
 fn member(world: &World, cluster: &ClusterName, id: &EndpointId, zone: Option<&Zone>) -> Update {
-    let registered = world.endpoint(cluster, id).map(Arc::clone);
     let known = world.service_of(cluster).is_some();
-    let endpoint = registered.or_else(|| world.declared_endpoints(cluster).find(|e| e.id == *id));
+    let declared = || world.declared.get(cluster)?.by_id.get(id);
+    let endpoint = world.endpoint(cluster, id).or_else(declared);
     let here = endpoint.filter(|endpoint| known && endpoint.zone.as_ref() == zone);
-    let message = here.map(|endpoint| leds::encode_member(&endpoint));
+    let message = here.map(|endpoint| leds::encode_member(endpoint));
     update(Kind::LbEndpoint, View::Common, &leds::member_name(cluster, zone, id), message)
 }
 

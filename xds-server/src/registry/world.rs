@@ -68,6 +68,8 @@ pub struct World {
     pub(super) routes: OrdMap<RouteName, Entry<Route>>,
     /// Registered endpoints; those of the manifest live in their service.
     pub(super) endpoints: OrdMap<ClusterName, Members>,
+    /// The endpoints that manifests have; versions without any are left out.
+    pub(super) declared: OrdMap<ClusterName, Members>,
     /// Resources that were written as they are.
     pub(super) raw: OrdMap<(Kind, Name), Entry<Raw>>,
     /// How large their values are together, in bytes.
@@ -152,14 +154,12 @@ impl World {
     /// The endpoints of a version: those of its manifest, then those registered, by id.
     pub fn endpoints_of(&self, cluster: &ClusterName) -> Vec<Arc<Endpoint>> {
         let registered = self.endpoints.get(cluster).into_iter().flat_map(|members| members.by_id.values());
-        self.declared_endpoints(cluster).chain(registered.map(Arc::clone)).collect()
+        self.declared_endpoints(cluster).chain(registered).map(Arc::clone).collect()
     }
 
     /// The endpoints that the manifest of a version has.
-    pub(super) fn declared_endpoints(&self, cluster: &ClusterName) -> impl Iterator<Item = Arc<Endpoint>> {
-        let service = self.services.get(&cluster.service);
-        let version = service.and_then(|entry| entry.value.versions.get(&cluster.version));
-        version.into_iter().flat_map(|v| &v.endpoints).map(|address| Arc::new(declared(*address)))
+    pub(super) fn declared_endpoints(&self, cluster: &ClusterName) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.declared.get(cluster).into_iter().flat_map(|members| members.by_id.values())
     }
 
     /// The service of a version, if the version exists.
@@ -184,6 +184,16 @@ impl World {
     pub(super) fn put(&mut self, document: Document, revision: u64) {
         match document {
             Document::Service(service) => {
+                self.take_service(&service.name);
+                for (cluster, version) in service.clusters() {
+                    let mut members = Members::default();
+                    for address in &version.endpoints {
+                        members.put(&cluster, Arc::new(declared(*address)));
+                    }
+                    if !members.by_id.is_empty() {
+                        self.declared.insert(cluster, members);
+                    }
+                }
                 self.services.insert(service.name.clone(), Entry { revision, value: Arc::new(service) });
             }
             Document::Gateway(gateway) => {
@@ -198,6 +208,15 @@ impl World {
                 self.routes.insert(route.name.clone(), Entry { revision, value: Arc::new(route) });
             }
         }
+    }
+
+    /// Removes a service and the endpoints that its manifest has.
+    pub(super) fn take_service(&mut self, name: &ServiceName) -> Option<Entry<Service>> {
+        let entry = self.services.remove(name)?;
+        for (cluster, _) in entry.value.clusters() {
+            self.declared.remove(&cluster);
+        }
+        Some(entry)
     }
 
     /// Removes a route and what the indexes know of it.

@@ -344,7 +344,7 @@ fn delete(
 pub(super) fn take_document(world: &mut World, object: &DocumentRef, effect: &mut Effect) {
     match object {
         DocumentRef::Service(name) => {
-            let Some(entry) = world.services.remove(name) else { return };
+            let Some(entry) = world.take_service(name) else { return };
             for (cluster, version) in entry.value.clusters() {
                 for address in &version.endpoints {
                     effect.touched.member(&cluster, &declared(*address));
@@ -440,8 +440,12 @@ fn put_resources(
     if !faults.is_empty() {
         return Err(Refusal::BadRequest(first_of(&faults)));
     }
-    remove.iter().for_each(|key| take_raw(world, key, effect));
-    put.iter().for_each(|raw| put_raw(world, raw, revision, effect));
+    for key in remove {
+        take_raw(world, key, effect);
+    }
+    for raw in put {
+        put_raw(world, raw, revision, effect);
+    }
     if world.raw.len() > raw::MAX_RESOURCES || world.raw_bytes > raw::MAX_BYTES {
         let (count, bytes) = (raw::MAX_RESOURCES, raw::MAX_BYTES);
         return Err(Refusal::BadRequest(format!(

@@ -41,11 +41,12 @@ impl Permits {
             // "Stale CDS clusters and related EDS endpoints (ones no longer being referenced) can then be
             // removed."
             Kind::Cluster => (true, self.routing_settled),
-            Kind::Secret | Kind::LoadAssignment => (true, self.routing_settled && self.clusters_settled),
+            // An endpoint that is gone is gone; those of a version that is gone wait with it: see `respond`.
+            Kind::Secret | Kind::LoadAssignment | Kind::LbEndpoint => {
+                (true, self.routing_settled && self.clusters_settled)
+            }
             Kind::Listener | Kind::ScopedRouteConfiguration | Kind::VirtualHost => (self.clusters_free, true),
             Kind::RouteConfiguration => (self.clusters_free, self.listeners_settled),
-            // One that is gone is gone; those of a version that is gone wait with it: see `respond`.
-            Kind::LbEndpoint => (true, self.routing_settled && self.clusters_settled),
             Kind::ExtensionConfig | Kind::Runtime | Kind::Other(_) => (true, true),
         }
     }
