@@ -68,7 +68,7 @@ RUST_LOG sets what is logged to stderr, for example RUST_LOG=debug.";
 
 #[derive(Subcommand)]
 enum Command {
-    Serve(serve::Serve),
+    Serve(Box<serve::Serve>),
     XdsServer(serve::XdsServer),
     Proxy(serve::ProxyOnly),
     Apply(apply::Apply),
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<u8> {
     match command {
         // These build the runtimes they need.
-        Command::Serve(command) => serve::serve(command).map(|()| exit::OK),
+        Command::Serve(command) => serve::serve(*command).map(|()| exit::OK),
         Command::XdsServer(command) => serve::xds_server(&command).map(|()| exit::OK),
         Command::Proxy(command) => serve::proxy(command).map(|()| exit::OK),
         // One thread is enough for the rest, and leaves the cores to what is measured with them.

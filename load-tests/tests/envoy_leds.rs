@@ -43,7 +43,7 @@ async fn envoy_follows_endpoints_one_by_one_and_loses_no_request() {
 
     for round in 0..20 {
         let (old, new) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
-        let backend = &backends[if new == "b" { 1 } else { 0 }];
+        let backend = &backends[usize::from(new == "b")];
         backend.hits.forget();
         server.api.register("shop/v1", new, backend.address).await.ok();
         until("the new endpoint to be reached", SOON, async || (backend.hits.count() > 0).then_some(()))

@@ -108,6 +108,11 @@ impl Server {
         Ok(Self { api, ads, api_listener, xds_listener, api_addr, xds_addr })
     }
 
+    /// The one writer of this server: what a program that embeds it writes, and reads, through.
+    pub fn registry(&self) -> &Registry {
+        &self.api.registry
+    }
+
     /// Where the API listens.
     pub fn api_addr(&self) -> SocketAddr {
         self.api_addr
