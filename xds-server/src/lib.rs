@@ -10,6 +10,7 @@
 //! - [`ads`]: the gRPC streams around it.
 //! - [`fleet`]: the connected clients and how far each has come. [`timeline`]: what happened.
 //! - [`load_report`]: what proxies report of their load, summed up.
+//! - [`message`]: messages of the Envoy API from JSON.
 //! - [`certificates`]: whether the files that gateways and services name can be used.
 //! - [`access`]: who may do what, on the API and on xDS.
 //! - [`api`]: the HTTP API. [`metrics`]: what is counted. [`limit`]: connections in bounds.
@@ -66,6 +67,7 @@ pub mod kind;
 pub mod lease;
 pub mod limit;
 pub mod load_report;
+pub mod message;
 pub mod metrics;
 pub mod registry;
 pub mod resource;

@@ -1,6 +1,7 @@
 //! What the API says of xDS resources.
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 /// `POST /v1/xds/resources`: all of it is done, or nothing.
@@ -15,7 +16,7 @@ pub struct ResourcesWrite {
     pub remove: Vec<ResourceRef>,
 }
 
-/// A resource as it goes on the wire.
+/// A resource; its message is either in `value` or in `json`.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResourcePut {
@@ -24,7 +25,14 @@ pub struct ResourcePut {
     /// Its name; for most types the one in its value.
     pub name: String,
     /// Its message, in protobuf's binary format, in base64.
-    pub value: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Its message, in protobuf's JSON mapping: as config dumps and Envoy's YAML have it, with
+    /// `google.protobuf.Any` as an object of its fields and their `@type`. For types of the Envoy API,
+    /// at most 64 messages deep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub json: Option<Box<RawValue>>,
     /// How long clients keep it without a sign of life from a server, for example `30s`, for clients
     /// that know what that is.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,6 +2,7 @@
 
 use axum::{Json, body::Body, extract::State, http::HeaderMap};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
 use serde::Deserialize;
 
 use super::{
@@ -16,8 +17,9 @@ use super::{
 };
 use crate::{
     kind::{Kind, View},
+    message,
     registry::{
-        raw::{Raw, name_fault},
+        raw::{MAX_VALUE, Raw, name_fault},
         write::{Refusal, Write},
     },
     resource::Name,
@@ -34,7 +36,8 @@ const MAX_LISTED: usize = 100_000;
 /// Puts resources as they are and removes such, all or nothing.
 ///
 /// They are served beside those compiled from services, whose names they cannot take, in the same order
-/// and by the same rules. Values are checked to be messages of their type, where it is known.
+/// and by the same rules. Values are checked to be messages of their type, where it is known. The same JSON is
+/// the same message, and so the same version, on every server.
 #[utoipa::path(
     post, path = "/v1/xds/resources", tag = "xds",
     params(
@@ -58,9 +61,11 @@ pub(super) async fn write(
     if request.put.is_empty() && request.remove.is_empty() {
         return Err(ApiError::bad_request("put, remove: are both empty; name at least one resource"));
     }
-    let put = request.put.into_iter().enumerate().map(|(i, put)| read(i, put));
-    let put = put.collect::<Result<Vec<Raw>, ApiError>>()?;
-    let remove = request.remove.into_iter().enumerate().map(|(i, resource)| {
+    let ResourcesWrite { put, remove } = request;
+    // Messages in JSON are work, and before the first their types are read.
+    let put = tokio::task::spawn_blocking(move || read_all(put)).await;
+    let put = put.map_err(|_| Refusal::Store("resources could not be read".to_owned()))??;
+    let remove = remove.into_iter().enumerate().map(|(i, resource)| {
         let kind = Kind::of(&resource.type_url);
         match name_fault(&kind, &resource.name) {
             Some(fault) => Err(ApiError::bad_request(format!("remove[{i}].{fault}"))),
@@ -72,12 +77,28 @@ pub(super) async fn write(
     Ok(Json(answer(&api, done, query.dry_run, waiting).await))
 }
 
+fn read_all(put: Vec<ResourcePut>) -> Result<Vec<Raw>, ApiError> {
+    put.into_iter().enumerate().map(|(i, put)| read(i, put)).collect()
+}
+
 fn read(i: usize, put: ResourcePut) -> Result<Raw, ApiError> {
-    let value = BASE64
-        .decode(&put.value)
-        .map_err(|e| ApiError::bad_request(format!("put[{i}].value: is not base64: {e}")))?;
+    let fault = |fault: String| ApiError::bad_request(format!("put[{i}]{fault}"));
+    let value = match (put.value, put.json) {
+        (Some(value), None) => {
+            Bytes::from(BASE64.decode(value).map_err(|e| fault(format!(".value: is not base64: {e}")))?)
+        }
+        (None, Some(json)) => {
+            let value = message::from_json(&put.type_url, &json).map_err(|e| fault(format!(".json{e}")))?;
+            if value.len() > MAX_VALUE {
+                return Err(fault(format!(".json: makes a message of more than {MAX_VALUE} bytes")));
+            }
+            value
+        }
+        (Some(_), Some(_)) => return Err(fault(": has value and json; a message is in one of them".into())),
+        (None, None) => return Err(fault(": has no message; it goes in value or in json".into())),
+    };
     let ttl = put.ttl.map(|ttl| duration(&format!("put[{i}].ttl"), &ttl)).transpose()?;
-    Ok(Raw { kind: Kind::of(&put.type_url), name: put.name.into(), value: value.into(), ttl })
+    Ok(Raw { kind: Kind::of(&put.type_url), name: put.name.into(), value, ttl })
 }
 
 #[derive(Debug, Deserialize)]

@@ -3,7 +3,10 @@
 
 use envoy_types::pb::envoy::{
     config::cluster::v3::Cluster,
-    extensions::transport_sockets::tls::v3::{GenericSecret, Secret, secret::Type as SecretType},
+    extensions::{
+        transport_sockets::tls::v3::{GenericSecret, Secret, secret::Type as SecretType},
+        upstreams::http::v3::HttpProtocolOptions,
+    },
     service::status::v3::{
         ClientStatusRequest, ConfigStatus,
         client_status_discovery_service_client::ClientStatusDiscoveryServiceClient,
@@ -28,7 +31,11 @@ fn cluster(name: &str, stat_name: &str) -> Value {
     json!({"type_url": CDS, "name": name, "value": base64(&cluster.encode_to_vec())})
 }
 
-in_every_variant!(a_resource_that_was_put_is_served_beside_those_of_services, a_type_of_ones_own_is_served);
+in_every_variant!(
+    a_resource_that_was_put_is_served_beside_those_of_services,
+    a_resource_in_json_is_served_as_its_message,
+    a_type_of_ones_own_is_served,
+);
 
 async fn a_resource_that_was_put_is_served_beside_those_of_services(mode: Mode) {
     let mut world = World::start().await;
@@ -45,6 +52,37 @@ async fn a_resource_that_was_put_is_served_beside_those_of_services(mode: Mode) 
     world.done("POST", PATH, &remove).await;
     let gone = client.accept(CDS).await;
     assert_eq!(gone.shape(), if mode.is_incremental() { "-own" } else { "" });
+}
+
+async fn a_resource_in_json_is_served_as_its_message(mode: Mode) {
+    const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let world = World::start().await;
+    let mut client = world.client(mode).await;
+    client.follow(CDS, &["own", "cart/v1"]).await;
+    let json = json!({
+        "name": "own",
+        "type": "STATIC",
+        "connect_timeout": "0.5s",
+        "typed_extension_protocol_options": {OPTIONS: {
+            "@type": format!("type.googleapis.com/{OPTIONS}"),
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }},
+    });
+    let put = |field: &str, message: Value| {
+        json!({"put": [{"type_url": CDS, "name": "own", field: message}]}).to_string()
+    };
+    world.done("POST", PATH, &put("json", json)).await;
+    let received = client.accept(CDS).await;
+    let bytes = received.resource("own").value.clone();
+    let cluster = Cluster::decode(&*bytes).unwrap();
+    assert_eq!((cluster.name.as_str(), cluster.connect_timeout.unwrap().nanos), ("own", 500_000_000));
+    let options = HttpProtocolOptions::decode(&*cluster.typed_extension_protocol_options[OPTIONS].value);
+    assert!(options.unwrap().upstream_protocol_options.is_some());
+    // Its bytes are the same resource, of the same version.
+    let version = async || world.get(&format!("{PATH}?raw=true")).await["resources"][0]["version"].clone();
+    let first = version().await;
+    world.done("POST", PATH, &put("value", json!(base64(&bytes)))).await;
+    assert_eq!(version().await, first);
 }
 
 async fn a_type_of_ones_own_is_served(mode: Mode) {
@@ -75,6 +113,24 @@ async fn a_write_is_done_whole_or_not_at_all() {
             "put[1].value: is not a",
         ),
         (json!({"put": [good, {"type_url": "Cluster", "name": "x", "value": ""}]}), "put[1].type_url"),
+        (json!({"put": [good, {"type_url": CDS, "name": "x"}]}), "put[1]: has no message"),
+        (
+            json!({"put": [good, {"type_url": CDS, "name": "x", "value": "", "json": {}}]}),
+            "put[1]: has value and json",
+        ),
+        (
+            json!({"put": [good, {"type_url": CDS, "name": "x", "json": {"name": "y"}}]}),
+            "put[1].name: is `x`",
+        ),
+        (
+            json!({"put": [good, {"type_url": CDS, "name": "x", "json": {"eds_cluster_config": {"a": 1}}}]}),
+            "put[1].json.eds_cluster_config.a: is no field of envoy.config.cluster.v3.Cluster.EdsClusterConfig",
+        ),
+        (json!({"put": [good, {"type_url": OWN, "name": "x", "json": {}}]}), "put[1].json: `type.googleapis"),
+        (
+            json!({"put": [good, {"type_url": CDS, "name": "x", "json": {"alt_stat_name": "x".repeat(2 << 20)}}]}),
+            "put[1].json: makes a message of more than 1048576 bytes",
+        ),
         (json!({"put": [good, good]}), "put[1].is in the request twice"),
         (json!({"put": [good], "remove": [{"type_url": CDS, "name": "nobody"}]}), "remove[0]"),
         (json!({"put": [good], "extra": 1}), "unknown field `extra`"),
