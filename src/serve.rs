@@ -50,7 +50,7 @@ pub(crate) struct Serve {
 /// Run only the server: the API, and xDS for proxies
 #[derive(Args)]
 #[command(after_help = exit::help!("  sluicegate xds-server
-  sluicegate xds-server --xds-addr 10.0.0.5:18000 --data-dir /var/lib/sluicegate
+  sluicegate xds-server --xds-addr 10.0.0.5:18000 --tls-cert xds.pem --tls-key xds.key --client-ca edge-ca.pem
   sluicegate xds-server --store etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379/shop
 
 With --store any number of servers share what is declared and registered: a proxy may follow any of them
