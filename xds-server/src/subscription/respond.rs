@@ -32,6 +32,12 @@ struct Batch {
     sent: Vec<Sent>,
 }
 
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.send.is_empty() && self.removed.is_empty()
+    }
+}
+
 impl Interest {
     /// The response that is due, and the names of resources it replaces by another version.
     pub(super) fn respond(
@@ -46,7 +52,7 @@ impl Interest {
         }
         let batch = self.take_open(snapshot, may_remove);
         let heartbeats = self.take_heartbeats(snapshot, now);
-        let nothing = batch.send.is_empty() && batch.removed.is_empty() && heartbeats.is_empty();
+        let nothing = batch.is_empty() && heartbeats.is_empty();
         if nothing && !self.greeting_owed {
             return None;
         }
@@ -87,7 +93,7 @@ impl Interest {
                 (Some(resource), Held::Version(Some(version), _)) if version == resource.version => {}
                 (Some(resource), held) => {
                     bytes += resource.size();
-                    if bytes > RESPONSE_BYTES && !batch.send.is_empty() && !self.is_full_state() {
+                    if bytes > RESPONSE_BYTES && !batch.is_empty() && !self.is_full_state() {
                         open.insert(name, Open { since, held });
                         break;
                     }
@@ -107,6 +113,11 @@ impl Interest {
                 (None, Held::Absent) => {}
                 (None, Held::Nothing) if !self.is_missing(&name, snapshot) => {}
                 (None, held) => {
+                    bytes += name.len() + 4;
+                    if bytes > RESPONSE_BYTES && !batch.is_empty() && !self.is_full_state() {
+                        open.insert(name, Open { since, held });
+                        break;
+                    }
                     let before = if let Held::Version(before, _) = held { before } else { None };
                     batch.removed.push(Arc::clone(&name));
                     batch.sent.push(Sent { name, since, before });
