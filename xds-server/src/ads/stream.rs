@@ -207,8 +207,10 @@ impl Followed {
 
     async fn follow(&mut self) -> Result<(), Status> {
         loop {
-            self.send(Instant::now());
-            let deadline = self.session.deadline(Instant::now());
+            // One time for both: a deadline that passed between them would never be met.
+            let now = Instant::now();
+            self.send(now);
+            let deadline = self.session.deadline(now);
             let timeout = async {
                 match deadline {
                     Some(at) => tokio::time::sleep_until(at.into()).await,

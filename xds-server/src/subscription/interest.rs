@@ -192,7 +192,7 @@ impl Interest {
         // "The nonce … should not be used to reject stale requests": a stale one acknowledges nothing,
         // but the changes of subscription above count.
         let reason = request.error_detail.map(|status| status.message);
-        Ok(self.on_reply(&request.response_nonce, reason, now))
+        Ok(self.on_reply(&request.response_nonce, reason, snapshot, now))
     }
 
     /// What a client that comes back says it holds need not be sent again, but for what is owed.
@@ -228,7 +228,7 @@ impl Interest {
         }
         let reason = request.error_detail.map(|status| status.message);
         // A nonce "does not survive stream restarts": the first request starts afresh.
-        let reply = if first { None } else { self.on_reply(&request.response_nonce, reason, now) };
+        let reply = if first { None } else { self.on_reply(&request.response_nonce, reason, snapshot, now) };
         let names = request.resource_names;
         if names.len() > super::MAX_NAMES {
             return Err(Violation::TooManyNames);
@@ -342,6 +342,16 @@ impl Interest {
         }
     }
 
+    /// A refusal that comes late may be of what the client has given up meanwhile, or of what is gone
+    /// where that cannot be said: nothing that is sent later would end it.
+    fn forget_idle_refusals(&mut self, snapshot: &Snapshot) {
+        let (names, open, shelf) = (&self.names, &self.open, &self.shelf);
+        let silent = self.variant == Variant::StateOfTheWorld;
+        let gone = |name: &Name| snapshot.resource(shelf, name).is_none() && !open.contains_key(name);
+        self.refused
+            .retain(|name| (names.wants(name) || names.has_collection(name)) && !(silent && gone(name)));
+    }
+
     fn replace_names(
         &mut self,
         names: &[String],
@@ -370,16 +380,27 @@ impl Interest {
         Ok(())
     }
 
-    fn on_reply(&mut self, nonce: &str, reason: Option<String>, now: Instant) -> Option<Reply> {
+    fn on_reply(
+        &mut self,
+        nonce: &str,
+        reason: Option<String>,
+        snapshot: &Snapshot,
+        now: Instant,
+    ) -> Option<Reply> {
         let answered = self.unanswered.take(nonce)?;
         // "NACK … is indicated by the presence of the error_detail field." What a client says may be long;
         // what is kept of it is bounded.
         let reason = reason.map(|reason| reason.chars().take(MAX_REASON).collect::<String>());
         let Some(reason) = reason else {
-            self.refused.acknowledged(&answered.names);
+            if self.is_full_state() {
+                self.refused.clear();
+            } else {
+                self.refused.acknowledged(&answered.names);
+            }
             return Some(Reply::Ack(answered.published.map(|at| now.saturating_duration_since(at))));
         };
-        self.refused.add(&answered, &reason);
+        self.refused.add(&answered, &reason, self.is_full_state());
+        self.forget_idle_refusals(snapshot);
         Some(Reply::Nack(reason))
     }
 }

@@ -128,11 +128,23 @@ impl Refused {
         self.names.values().map(|refusal| refusal.revision).min()
     }
 
-    pub(super) fn add(&mut self, response: &InFlight, reason: &str) {
+    /// Notes why `response` was refused; `whole` if it had all there is, what was refused before included.
+    pub(super) fn add(&mut self, response: &InFlight, reason: &str, whole: bool) {
         self.refusals += 1;
-        let blamed: Vec<_> = response.names.iter().filter(|sent| mentions(reason, &sent.name)).collect();
+        let (blamed, others): (Vec<_>, Vec<_>) =
+            response.names.iter().partition(|sent| mentions(reason, &sent.name));
+        if whole && blamed.is_empty() && self.names.keys().any(|name| mentions(reason, name)) {
+            // It is still the same that is wrong.
+            return;
+        }
         let vague = blamed.is_empty().then_some(self.refusals);
-        let blamed = if blamed.is_empty() { response.names.iter().collect() } else { blamed };
+        let blamed = if blamed.is_empty() {
+            others
+        } else {
+            // What a refusal does not name it does not refuse.
+            self.acknowledged(others);
+            blamed
+        };
         let reason: Arc<str> = reason.into();
         for sent in blamed {
             // A client that refuses twice still has what it had before the first.
@@ -147,12 +159,17 @@ impl Refused {
     }
 
     /// A later form of these names was accepted. Of a refusal that named none, one is enough.
-    pub(super) fn acknowledged(&mut self, names: &[Sent]) {
+    pub(super) fn acknowledged<'a>(&mut self, names: impl IntoIterator<Item = &'a Sent>) {
         for sent in names {
             if let Some(Refusal { vague: Some(refusal), .. }) = self.names.remove(&sent.name) {
                 self.names.retain(|_, other| other.vague != Some(refusal));
             }
         }
+    }
+
+    /// Everything there is was accepted.
+    pub(super) fn clear(&mut self) {
+        self.names.clear();
     }
 
     /// The client does not want it any more, or it is gone.

@@ -227,7 +227,8 @@ impl Interest {
     /// When the wait for an acknowledgement ends, or a sign of life is due.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         let answer = self.unanswered.newest().map(|sent| sent + ACK_TIMEOUT).filter(|at| *at > now);
-        let beat = self.heartbeats.values().map(|(at, _)| *at).min();
+        // One that is due already waits for what holds this type back.
+        let beat = self.heartbeats.values().map(|(at, _)| *at).filter(|at| *at > now).min();
         // While an answer is waited for, nothing is sent.
         answer.or(beat)
     }

@@ -465,6 +465,110 @@ fn a_late_refusal_counts() {
 }
 
 #[test]
+fn a_refusal_that_names_what_is_wrong_accepts_the_rest() {
+    let one = Snapshot::empty(0).with(1, [put(LDS, "a", "1")]);
+    let mut wire = Wire::new(Variant::Incremental, &one);
+    wire.delta(&LDS, &[], &[]);
+    let first = wire.poll().unwrap();
+    wire.nack(&first, "a: bad");
+    let two = one.with(2, [put(LDS, "a", "2"), put(LDS, "b", "1")]);
+    wire.session.on_snapshot(two.clone());
+    let second = wire.poll().unwrap();
+    wire.nack(&second, "b: bad");
+    let three = two.with(3, [gone(LDS, "b")]);
+    wire.session.on_snapshot(three);
+    let third = wire.poll().unwrap();
+    wire.ack(&third);
+    assert!(!wire.session.is_refused(&LDS));
+    assert_eq!(wire.session.applied(wire.now), 3);
+}
+
+#[test]
+fn a_late_refusal_of_what_was_given_up_or_is_gone_does_not_stand() {
+    let one = Snapshot::empty(0).with(1, [put(RDS, "r", "1"), put(RDS, "s", "1")]);
+    let mut wire = Wire::new(Variant::Incremental, &one);
+    wire.delta(&RDS, &["r", "s"], &[]);
+    let first = wire.poll().unwrap();
+    wire.delta(&RDS, &[], &["r"]);
+    assert_eq!(wire.nack(&first, "r: bad"), Some(Reply::Nack("r: bad".into())));
+    assert!(!wire.session.is_refused(&RDS));
+
+    let mut wire = Wire::new(Variant::StateOfTheWorld, &one);
+    wire.sotw(&RDS, &["r"], "");
+    let first = wire.poll().unwrap();
+    wire.session.on_snapshot(one.with(2, [gone(RDS, "r")]));
+    wire.wait(ACK_TIMEOUT);
+    assert!(wire.poll().is_none(), "that it is gone cannot be said");
+    let refusal = DiscoveryRequest {
+        resource_names: vec!["r".to_owned()],
+        response_nonce: first.nonce.to_string(),
+        error_detail: Some(Status { message: "r: bad".to_owned(), ..Default::default() }),
+        ..Default::default()
+    };
+    wire.session.on_state_of_the_world(&RDS, refusal, wire.now).unwrap();
+    assert!(!wire.session.is_refused(&RDS));
+}
+
+#[test]
+fn a_whole_state_that_is_refused_again_blames_what_was_wrong_before() {
+    let one = Snapshot::empty(0).with(1, [put(CDS, "bad", "1")]);
+    let mut wire = Wire::new(Variant::StateOfTheWorld, &one);
+    let refuse = |wire: &mut Wire, reason: &str| {
+        let refusal = DiscoveryRequest {
+            resource_names: vec!["bad".to_owned(), "good".to_owned()],
+            response_nonce: wire.poll().unwrap().nonce.to_string(),
+            error_detail: Some(Status { message: reason.to_owned(), ..Default::default() }),
+            ..Default::default()
+        };
+        wire.session.on_state_of_the_world(&CDS, refusal, wire.now).unwrap();
+    };
+    wire.sotw(&CDS, &["bad", "good"], "");
+    refuse(&mut wire, "bad: no");
+    let two = one.with(2, [put(CDS, "good", "1")]);
+    wire.session.on_snapshot(two.clone());
+    refuse(&mut wire, "bad: no");
+    let refused = |wire: &Wire| {
+        let standings = wire.session.standings().into_iter();
+        let refused = standings.filter(|standing| standing.reason.is_some());
+        refused.map(|standing| standing.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(refused(&wire), ["bad"]);
+
+    let three = two.with(3, [put(CDS, "good", "2")]);
+    wire.session.on_snapshot(three.clone());
+    refuse(&mut wire, "no");
+    assert_eq!(refused(&wire), ["bad", "good"]);
+    wire.session.on_snapshot(three.with(4, [put(CDS, "bad", "2")]));
+    let all = wire.poll().unwrap();
+    wire.sotw(&CDS, &["bad", "good"], &all.nonce);
+    assert_eq!(refused(&wire), [""; 0], "all there is was accepted");
+    assert_eq!(wire.session.applied(wire.now), 4);
+}
+
+#[test]
+fn a_sign_of_life_that_has_to_wait_is_no_deadline_that_has_passed() {
+    let ttl = Some(Duration::from_secs(9));
+    let resource = Resource::new(LDS, "l", b"1").with_ttl(ttl);
+    let one = Snapshot::empty(0).with(1, [(on(LDS), "l".into(), Some(Arc::new(resource)))]);
+    let mut wire = Wire::new(Variant::Incremental, &one);
+    wire.session = Session::new(Variant::Incremental, Client { ttl: true, ..Client::default() }, one.clone());
+    wire.delta(&CDS, &[], &[]);
+    wire.delta(&LDS, &[], &[]);
+    while let Some(response) = wire.poll() {
+        wire.ack(&response);
+    }
+    let due = wire.session.deadline(wire.now).unwrap();
+    wire.now = due - Duration::from_millis(1);
+    wire.session.on_snapshot(one.with(2, [put(CDS, "a", "1")]));
+    let clusters = wire.poll().unwrap();
+    wire.now = due;
+    assert_eq!(shape(wire.poll().as_ref()), "nothing", "listeners wait for the clusters");
+    assert!(wire.session.deadline(wire.now).unwrap() > wire.now);
+    wire.ack(&clusters);
+    assert_eq!(wire.poll().unwrap().heartbeats.len(), 1);
+}
+
+#[test]
 fn a_client_without_listeners_counts_by_what_it_asks_for() {
     let one = Snapshot::empty(0).with(1, [put(CDS, "a", "1")]);
     let mut wire = Wire::new(Variant::Incremental, &one);
