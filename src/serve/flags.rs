@@ -62,9 +62,15 @@ pub(super) struct Server {
     /// Listen beyond loopback though nobody would have to say who they are
     #[arg(long)]
     insecure: bool,
-    /// An etcd cluster that any number of servers share, instead of a file in --data-dir:
-    /// etcd://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…][/PREFIX]
-    #[arg(long, env = "SLUICEGATE_STORE", hide_env_values = true, value_name = "URL")]
+    // Not as documentation, in which brackets are links.
+    #[arg(
+        long,
+        env = "SLUICEGATE_STORE",
+        hide_env_values = true,
+        value_name = "URL",
+        help = "An etcd cluster that any number of servers share, instead of a file in --data-dir: \
+                etcd://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…][/PREFIX]"
+    )]
     store: Option<EtcdUrl>,
 }
 

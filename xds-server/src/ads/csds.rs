@@ -19,6 +19,7 @@ use envoy_types::pb::{
     google::protobuf::Any,
 };
 use futures_util::StreamExt;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use crate::{
@@ -39,7 +40,7 @@ const MAX_MATCHERS: usize = 64;
 
 /// The service.
 pub(super) fn service(fleet: Arc<Fleet>, access: Arc<Access>) -> ClientStatusDiscoveryServiceServer<Csds> {
-    ClientStatusDiscoveryServiceServer::new(Csds { fleet, access })
+    ClientStatusDiscoveryServiceServer::new(Csds { fleet, access, turn: Arc::new(Semaphore::new(1)) })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(usize::MAX)
 }
@@ -49,6 +50,8 @@ pub(super) fn service(fleet: Arc<Fleet>, access: Arc<Access>) -> ClientStatusDis
 pub(super) struct Csds {
     fleet: Arc<Fleet>,
     access: Arc<Access>,
+    /// One answer at a time: each may be large.
+    turn: Arc<Semaphore>,
 }
 
 #[async_trait]
@@ -86,6 +89,7 @@ impl Csds {
 
     async fn answer(&self, request: ClientStatusRequest) -> Result<ClientStatusResponse, Status> {
         let patterns = patterns(&request.node_matchers)?;
+        let _turn = self.turn.acquire().await;
         let wanted = |node: &str| patterns.is_empty() || patterns.iter().any(|p| matches(p, node));
         let streams = self.fleet.streams(wanted);
         let (mut config, mut resources) = (Vec::new(), 0);

@@ -235,6 +235,8 @@ impl Followed {
                     // An error means that whoever asked has gone.
                     let _ = inquiry.send(self.session.standings());
                 }
+                // Responses may be due that there was no room for.
+                () = async { drop(self.frames.reserve().await) }, if self.frames.capacity() == 0 => {}
                 () = timeout => {}
                 () = self.ads.stop.cancelled() => return Err(Status::unavailable("the server is stopping")),
                 () = self.frames.closed() => return Ok(()),

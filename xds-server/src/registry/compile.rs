@@ -19,6 +19,11 @@ use crate::{
 /// The new form of everything in `touched`.
 pub fn compile(world: &World, touched: &Touched) -> Vec<Update> {
     let mut updates = Vec::new();
+    // A name has one resource, compiled or written as it is. Which of the two it was and which it is may
+    // both be in one publication: what is written as it is goes first and comes last.
+    for key in touched.raw.iter().filter(|key| !world.raw.contains_key(*key)) {
+        updates.extend(raw(world, key));
+    }
     for name in &touched.clusters {
         let service = world.service_of(name);
         let common = service.map(|s| cluster::encode(name, s.protocol, s.tls.as_ref()));
@@ -45,7 +50,7 @@ pub fn compile(world: &World, touched: &Touched) -> Vec<Update> {
     for name in &touched.services {
         updates.extend(target(world, name));
     }
-    for key in &touched.raw {
+    for key in touched.raw.iter().filter(|key| world.raw.contains_key(*key)) {
         updates.extend(raw(world, key));
     }
     updates
@@ -113,4 +118,52 @@ fn update<M: Message>(kind: Kind, view: View, name: &str, message: Option<M>) ->
     let encode = |message: M| Arc::new(Resource::new(kind.clone(), name, &message.encode_to_vec()));
     let resource = message.map(encode);
     ((kind, view), name.into(), resource)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        registry::{
+            raw::Raw,
+            write::{Write, perform},
+        },
+        snapshot::Snapshot,
+    };
+
+    #[test]
+    fn a_name_that_passes_from_hand_to_hand_in_one_publication_is_served() {
+        let value = envoy_types::pb::envoy::config::cluster::v3::Cluster {
+            name: "shop/v1".to_owned(),
+            ..Default::default()
+        };
+        let raw = Raw {
+            kind: Kind::Cluster,
+            name: "shop/v1".into(),
+            value: value.encode_to_vec().into(),
+            ttl: None,
+        };
+        let put = Write::Resources { put: vec![raw.clone()], remove: vec![] };
+        let remove = Write::Resources { put: vec![], remove: vec![(Kind::Cluster, raw.name.clone())] };
+        let shop = config::manifest::parse("m", "kind: Service\nname: shop\nversions: {v1: {}}\n").unwrap();
+        let delete = Write::Delete { object: shop[0].document.reference(), if_match: None };
+        let served = |writes: [&Write; 3]| {
+            let (mut world, mut snapshot) = (World::default(), Snapshot::empty(0));
+            let mut touched = Touched::default();
+            for (i, write) in writes.into_iter().enumerate() {
+                let effect = perform(&mut world, write, i as u64 + 1).unwrap();
+                touched.extend(effect.touched);
+                if i == 0 {
+                    // What was before is published by itself.
+                    snapshot = snapshot.with(1, compile(&world, &std::mem::take(&mut touched)));
+                }
+            }
+            let snapshot = snapshot.with(3, compile(&world, &touched));
+            snapshot.resource(&(Kind::Cluster, View::Common), "shop/v1").map(|r| r.version)
+        };
+        let compiled = served([&put, &remove, &Write::Apply(shop.clone())]);
+        assert!(compiled.is_some_and(|version| version != Version::of(&raw.value)));
+        let written = served([&Write::Apply(shop), &delete, &put]);
+        assert_eq!(written, Some(Version::of(&raw.value)));
+    }
 }

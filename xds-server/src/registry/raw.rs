@@ -121,6 +121,12 @@ pub fn name_fault(kind: &Kind, name: &str) -> Option<String> {
     if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
         return Some(format!("name: is not 1 to {MAX_NAME} bytes without control characters"));
     }
+    if crate::subscription::canonical_name(name).as_deref() != Some(name) {
+        return Some("name: has context parameters that are not in order".to_owned());
+    }
+    if *kind == Kind::LbEndpoint && config::xds::leds::parse_member(name).is_some() {
+        return Some("name: is one of those that registered endpoints have".to_owned());
+    }
     // `*` stands for all of a type, and so does the last segment of a collection's name.
     (name == "*" || name.ends_with("/*")).then(|| "name: ends in *, which stands for many".to_owned())
 }
@@ -137,10 +143,6 @@ pub fn compiled(world: &World, kind: &Kind, name: &str) -> Option<String> {
             let gateway = || world.gateway(&name.parse().ok()?).map(|_| format!("gateway {name}"));
             let service = || world.service(&name.parse().ok()?).map(|_| format!("service {name}"));
             gateway().or_else(service)
-        }
-        Kind::LbEndpoint => {
-            let (cluster, ..) = config::xds::leds::parse_member(name)?;
-            version(&cluster.to_string())
         }
         _ => None,
     }

@@ -163,7 +163,7 @@ impl SharedWriter {
         let mut weight = 0;
         while let Some(job) = waiting.front() {
             weight += match &job.write {
-                Write::Apply(_) => WEIGHT,
+                Write::Apply(_) | Write::Resources { .. } => WEIGHT,
                 _ => 1,
             };
             // Whether a lease has ended is known once the writes before it are done.

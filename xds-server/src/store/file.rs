@@ -38,6 +38,8 @@ impl FileStore {
             ))
         })?;
         let database = open(&path)?;
+        // Keys may be in it.
+        private(Path::new(&path))?;
         // The names of a new file and a new directory have to outlive a power loss as well.
         for directory in [Some(directory), directory.parent()].into_iter().flatten() {
             if let Err(error) = File::open(directory).and_then(|d| d.sync_all()) {
@@ -58,6 +60,13 @@ impl FileStore {
     fn take(mut self) -> Result<Database, StoreError> {
         self.database.take().ok_or_else(|| StoreError(format!("{} is not open", self.path)))
     }
+}
+
+/// Keeps a file from everybody but its owner.
+fn private(path: &Path) -> Result<(), StoreError> {
+    let owner = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(path, owner)
+        .map_err(|e| StoreError(format!("cannot keep {} from other users: {e}", path.display())))
 }
 
 /// Opens or creates the file.

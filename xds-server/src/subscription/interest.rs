@@ -21,7 +21,7 @@ use super::{
     reply::{Refused, Since, Unanswered},
 };
 use crate::{
-    kind::Client,
+    kind::{Client, Kind},
     resource::{Name, Resource, Version},
     snapshot::{Logged, Shelf, Snapshot},
 };
@@ -142,20 +142,30 @@ impl Interest {
     }
 
     /// The resource is to be sent though the client holds it, or will say so when it asks.
-    pub(super) fn owe(&mut self, name: &Name, revision: u64) {
-        if !self.asked {
+    pub(super) fn owe(&mut self, name: &Name, snapshot: &Snapshot) {
+        if self.asked {
+            if self.names.wants(name) {
+                self.open_anew(name, Since::revision(snapshot.revision()), true, snapshot);
+            }
+        } else if self.owed.len() < super::MAX_NAMES {
             self.owed.insert(Arc::clone(name));
-        } else if self.names.wants(name) {
-            self.open_anew(name, Since::revision(revision));
         }
     }
 
-    /// The client is to be told about `name` whatever it holds.
-    fn open_anew(&mut self, name: &Name, since: Since) {
-        match self.open.get_mut(name) {
-            Some(open) => *open = Open { since: open.since.older(since), held: Held::Nothing },
-            None => _ = self.open.insert(Arc::clone(name), Open { since, held: Held::Nothing }),
+    /// The client is to be told about `name` whatever it holds; `wanted` if it may hold anything, because
+    /// it has asked for it before.
+    fn open_anew(&mut self, name: &Name, since: Since, wanted: bool, snapshot: &Snapshot) {
+        let held = |held: &Held| match held {
+            // It is sent though it is held, or its removal is: it must not be forgotten that there is one.
+            Held::Version(..) => Held::Version(None, None),
+            Held::Nothing | Held::Absent => Held::Nothing,
+        };
+        if let Some(open) = self.open.get_mut(name) {
+            *open = Open { since: open.since.older(since), held: held(&open.held) };
+            return;
         }
+        let held = if wanted { held(&self.settled(name, snapshot)) } else { Held::Nothing };
+        self.open.insert(Arc::clone(name), Open { since, held });
     }
 
     // ---- requests ----
@@ -170,9 +180,9 @@ impl Interest {
         let since = Since::revision(if first { 1 } else { snapshot.revision() });
         let mut claims = HashMap::new();
         if first {
-            self.greet(
-                request.resource_names_subscribe.is_empty() && request.resource_names_unsubscribe.is_empty(),
-            );
+            let names_nothing =
+                request.resource_names_subscribe.is_empty() && request.resource_names_unsubscribe.is_empty();
+            self.greet(names_nothing);
             // "initial_resource_versions … will not be populated in any message after the first in a
             // stream (for a given type_url)": honoured in the first only.
             claims = request.initial_resource_versions;
@@ -180,8 +190,12 @@ impl Interest {
                 self.open_all(snapshot, since);
             }
         }
-        for name in &request.resource_names_subscribe {
-            self.subscribe(name, snapshot, since)?;
+        // Twice in one request is once: what a name costs is not multiplied.
+        let mut names = request.resource_names_subscribe;
+        names.sort_unstable();
+        names.dedup();
+        for name in &names {
+            self.subscribe(name, snapshot, since, first)?;
         }
         for name in &request.resource_names_unsubscribe {
             self.unsubscribe(name, snapshot, since);
@@ -204,6 +218,8 @@ impl Interest {
             }
             let version = Version::parse(&version);
             match snapshot.resource(&self.shelf, &name) {
+                // Its time goes on since it was lost: it has to be told that there is somebody again.
+                Some(resource) if resource.ttl.is_some() && self.client.ttl => {}
                 Some(resource) if version == Some(resource.version) => _ = self.open.remove(&*name),
                 _ => {
                     _ = self
@@ -223,8 +239,10 @@ impl Interest {
         let first = !self.asked;
         if !first && !request.response_nonce.is_empty() && *request.response_nonce != *self.last_nonce {
             // "The management server should not send a DiscoveryResponse for any DiscoveryRequest that
-            // has a stale nonce": the client answers the newer response with all it wants.
-            return Ok(None);
+            // has a stale nonce": the client answers the newer response with all it wants. What it says of
+            // the older one counts.
+            let reason = request.error_detail.map(|status| status.message);
+            return Ok(self.on_reply(&request.response_nonce, reason, snapshot, now));
         }
         let reason = request.error_detail.map(|status| status.message);
         // A nonce "does not survive stream restarts": the first request starts afresh.
@@ -264,7 +282,13 @@ impl Interest {
         }
     }
 
-    fn subscribe(&mut self, name: &str, snapshot: &Snapshot, since: Since) -> Result<(), Violation> {
+    fn subscribe(
+        &mut self,
+        name: &str,
+        snapshot: &Snapshot,
+        since: Since,
+        first: bool,
+    ) -> Result<(), Violation> {
         self.names.named_once = true;
         if name == WILDCARD {
             if !std::mem::replace(&mut self.names.wildcard, true) {
@@ -273,20 +297,21 @@ impl Interest {
             return Ok(());
         }
         let name = self.shared(&canonical(name)?, snapshot);
+        let wanted = !first && (self.names.wants(&name) || self.names.has_collection(&name));
         self.names.add(Arc::clone(&name))?;
         // "The server must still provide those resources in the response", held or not.
-        self.open_named(&name, snapshot, since);
+        self.open_named(&name, snapshot, since, wanted);
         Ok(())
     }
 
     /// Opens a name, or a collection and its members.
-    fn open_named(&mut self, name: &Name, snapshot: &Snapshot, since: Since) {
+    fn open_named(&mut self, name: &Name, snapshot: &Snapshot, since: Since, wanted: bool) {
         if let Some(prefix) = collection(name) {
             for member in members(snapshot.resources(&self.shelf), prefix) {
-                self.open_anew(member, since);
+                self.open_anew(member, since, wanted, snapshot);
             }
         }
-        self.open_anew(name, since);
+        self.open_anew(name, since, wanted, snapshot);
     }
 
     /// The name as it is known already, so that streams share it.
@@ -311,13 +336,16 @@ impl Interest {
         }
         // "The server must send a response that includes the specific resource in either
         // removed_resources … or resources."
-        let unknown = || Open { since, held: Held::Version(None, None) };
+        let mut unknown = |name: Name| {
+            let since = self.open.get(&name).map_or(since, |open| open.since.older(since));
+            self.open.insert(name, Open { since, held: Held::Version(None, None) });
+        };
         match collection(&name) {
             Some(prefix) => {
                 let members = members(snapshot.resources(&self.shelf), prefix).cloned();
-                members.for_each(|member| _ = self.open.insert(member, unknown()));
+                members.for_each(&mut unknown);
             }
-            None => _ = self.open.insert(self.shared(&name, snapshot), unknown()),
+            None => unknown(name.as_ref().into()),
         }
     }
 
@@ -369,7 +397,7 @@ impl Interest {
         // "The server must resend any newly requested resources, even if it previously sent those
         // resources without having been asked for them."
         for name in self.names.replace(given)? {
-            self.open_named(&name, snapshot, since);
+            self.open_named(&name, snapshot, since, false);
         }
         if wildcard && !was_wildcard {
             self.open_all(snapshot, since);
@@ -399,8 +427,10 @@ impl Interest {
             }
             return Some(Reply::Ack(answered.published.map(|at| now.saturating_duration_since(at))));
         };
-        self.refused.add(&answered, &reason, self.is_full_state());
+        // What a client says about a secret may repeat it.
+        let told = if self.shelf.0 == Kind::Secret { "it was refused".to_owned() } else { reason.clone() };
+        self.refused.add(&answered, &reason, &told, self.is_full_state());
         self.forget_idle_refusals(snapshot);
-        Some(Reply::Nack(reason))
+        Some(Reply::Nack(told))
     }
 }

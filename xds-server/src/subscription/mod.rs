@@ -42,6 +42,9 @@ pub const ACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How many names a client may ask for by name, a type.
 pub const MAX_NAMES: usize = 65_536;
 
+/// How long all names of one stream may be together, in bytes.
+pub const MAX_NAME_BYTES: usize = 16 << 20;
+
 /// How long a name may be, in bytes.
 pub const MAX_NAME_LENGTH: usize = 1_024;
 
@@ -51,6 +54,11 @@ pub const MAX_TYPES: usize = 32;
 /// How large a response may become before the rest goes into the next, in bytes. gRPC clients refuse
 /// messages above 4 MiB. A state of the world that has to be whole is not divided.
 pub const RESPONSE_BYTES: usize = 1 << 20;
+
+/// `name` as clients have to ask for it; `None` when it is too long.
+pub fn canonical_name(name: &str) -> Option<std::borrow::Cow<'_, str>> {
+    names::canonical(name).ok()
+}
 
 /// The two variants of the protocol ("Four Variants of the xDS Transport Protocol"; both over ADS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +104,9 @@ pub enum Violation {
     /// A client asks for more than [`MAX_NAMES`] names.
     #[error("more than {MAX_NAMES} names of one type were subscribed to on one stream; use a wildcard")]
     TooManyNames,
+    /// The names a client asks for are longer than [`MAX_NAME_BYTES`] together.
+    #[error("names of more than {MAX_NAME_BYTES} bytes were subscribed to on one stream; use a wildcard")]
+    NamesTooLong,
     /// A client asks for a name longer than [`MAX_NAME_LENGTH`].
     #[error("a name of more than {MAX_NAME_LENGTH} bytes was subscribed to")]
     NameTooLong,
@@ -177,7 +188,8 @@ impl Session {
     ) -> Result<Option<Reply>, Violation> {
         self.began.get_or_insert(now);
         let Some(at) = self.at(kind) else { return Ok(None) };
-        self.interests[at].on_incremental(request, &self.snapshot, now)
+        let reply = self.interests[at].on_incremental(request, &self.snapshot, now)?;
+        self.within_bounds(reply)
     }
 
     /// Takes in a state-of-the-world request; says what it answered to a response, if it did.
@@ -189,7 +201,13 @@ impl Session {
     ) -> Result<Option<Reply>, Violation> {
         self.began.get_or_insert(now);
         let Some(at) = self.at(kind) else { return Ok(None) };
-        self.interests[at].on_state_of_the_world(request, &self.snapshot, now)
+        let reply = self.interests[at].on_state_of_the_world(request, &self.snapshot, now)?;
+        self.within_bounds(reply)
+    }
+
+    fn within_bounds(&self, reply: Option<Reply>) -> Result<Option<Reply>, Violation> {
+        let bytes: usize = self.interests.iter().map(|interest| interest.names.bytes()).sum();
+        if bytes > MAX_NAME_BYTES { Err(Violation::NamesTooLong) } else { Ok(reply) }
     }
 
     /// Whether a refusal of this type still stands.
@@ -252,11 +270,10 @@ impl Session {
     /// A cluster that changed warms anew and waits for its endpoints, which have not changed
     /// ("Resource warming": "even though there is no change in endpoints").
     fn send_endpoints_again(&mut self, clusters: &[Name]) {
-        let revision = self.snapshot.revision();
         // Without room for another type the client has not asked for endpoints, nor can it.
         let Some(assignments) = self.at(&Kind::LoadAssignment) else { return };
         for name in clusters {
-            self.interests[assignments].owe(name, revision);
+            self.interests[assignments].owe(name, &self.snapshot);
         }
         let Ok(endpoints) = self.interests.binary_search_by(|i| i.shelf.0.cmp(&Kind::LbEndpoint)) else {
             return;
@@ -269,13 +286,13 @@ impl Session {
             let below = resources.range::<_, str>(from).map(|(name, _)| name);
             below
                 .take_while(|name| name.starts_with(&members))
-                .for_each(|name| endpoints.owe(name, revision));
+                .for_each(|name| endpoints.owe(name, &self.snapshot));
         }
     }
 
     fn note_routing_waits(&mut self, now: Instant) {
         let routing = self.interests.iter().filter(|interest| order::is_routing(&interest.shelf.0));
-        let waits = routing.into_iter().any(Interest::is_waiting);
+        let waits = routing.into_iter().any(|interest| interest.has_to_send(&self.snapshot));
         self.routing_waits = waits.then(|| self.routing_waits.unwrap_or(now));
     }
 

@@ -18,6 +18,8 @@ pub(super) struct Names {
     single: HashSet<Name, foldhash::fast::RandomState>,
     /// Collections (xDS TP1, "Glob collections"), by what comes before the `*`.
     collections: HashSet<Name, foldhash::fast::RandomState>,
+    /// How long all of them are together, in bytes.
+    bytes: usize,
 }
 
 impl Names {
@@ -48,10 +50,12 @@ impl Names {
 
     /// Adds a name or a collection; whether it was not there.
     pub(super) fn add(&mut self, name: Name) -> Result<bool, Violation> {
+        let length = name.len();
         let new = match collection(&name) {
             Some(prefix) => self.collections.insert(prefix.into()),
             None => self.single.insert(name),
         };
+        self.bytes += if new { length } else { 0 };
         if self.single.len() + self.collections.len() > MAX_NAMES {
             return Err(Violation::TooManyNames);
         }
@@ -60,10 +64,17 @@ impl Names {
 
     /// Takes a name or a collection away; whether it was there.
     pub(super) fn take(&mut self, name: &str) -> bool {
-        match collection(name) {
+        let taken = match collection(name) {
             Some(prefix) => self.collections.remove(prefix),
             None => self.single.remove(name),
-        }
+        };
+        self.bytes -= if taken { name.len() } else { 0 };
+        taken
+    }
+
+    /// How long all names are together, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Replaces all names; those that are new.
@@ -87,7 +98,9 @@ impl Names {
 /// What comes before the `*` in the name of a collection.
 pub(super) fn collection(name: &str) -> Option<&str> {
     let prefix = name.strip_suffix('*')?;
-    (prefix.starts_with("xdstp:") && prefix.ends_with('/')).then_some(prefix)
+    // `xdstp://<authority>/<type>/`: all of every type is nobody's collection.
+    let (_authority, path) = prefix.strip_prefix("xdstp://")?.split_once('/')?;
+    (path.len() > 1 && path.ends_with('/') && !path.starts_with('/')).then_some(prefix)
 }
 
 /// The members of a collection.
@@ -146,7 +159,7 @@ mod tests {
 
     #[test]
     fn an_asterisk_elsewhere_is_a_name() {
-        for name in ["*", "a/*", "*.example.com", "xdstp:///t/a*"] {
+        for name in ["*", "a/*", "*.example.com", "xdstp:///t/a*", "xdstp:/*", "xdstp://a/*", "xdstp:///*"] {
             assert_eq!(collection(name), None, "{name}");
         }
     }

@@ -24,11 +24,13 @@ pub(super) struct Permits {
 impl Permits {
     /// `waited`: listeners or routes have waited for clusters as long as they have to.
     pub(super) fn new(session: &Session, waited: bool, now: Instant) -> Self {
+        let new_assignments =
+            session.get(&Kind::LoadAssignment).is_some_and(|interest| interest.has_news(&session.snapshot));
         let routing = session.interests.iter().filter(|interest| is_routing(&interest.shelf.0));
         Self {
-            // "LDS updates must arrive after corresponding CDS/EDS updates": the acknowledgement of a
-            // cluster says that it is warm.
-            clusters_free: waited || !session.is_in_flight(&Kind::Cluster, now),
+            // "LDS updates must arrive after corresponding CDS/EDS updates". Assignments that only change
+            // do not matter: under churn there is always one.
+            clusters_free: waited || !(session.is_in_flight(&Kind::Cluster, now) || new_assignments),
             listeners_settled: session.is_settled(&Kind::Listener, now),
             routing_settled: routing.into_iter().all(|interest| interest.is_settled(now)),
             clusters_settled: session.is_settled(&Kind::Cluster, now),

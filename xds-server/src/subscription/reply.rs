@@ -1,7 +1,7 @@
 //! What is on its way to a client, and what the client made of it.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Instant,
 };
@@ -96,9 +96,9 @@ impl Unanswered {
         self.0.iter().map(|response| response.oldest).min()
     }
 
-    /// How `name` was last sent, if that is not answered.
-    pub(super) fn get(&self, name: &str) -> Option<&Sent> {
-        self.0.iter().rev().flat_map(|response| &response.names).find(|sent| &*sent.name == name)
+    /// How each name was last sent that is not answered.
+    pub(super) fn by_name(&self) -> HashMap<&str, &Sent> {
+        self.0.iter().flat_map(|response| &response.names).map(|sent| (&*sent.name, sent)).collect()
     }
 }
 
@@ -129,7 +129,8 @@ impl Refused {
     }
 
     /// Notes why `response` was refused; `whole` if it had all there is, what was refused before included.
-    pub(super) fn add(&mut self, response: &InFlight, reason: &str, whole: bool) {
+    /// `told` is what is kept of the reason.
+    pub(super) fn add(&mut self, response: &InFlight, reason: &str, told: &str, whole: bool) {
         self.refusals += 1;
         let (blamed, others): (Vec<_>, Vec<_>) =
             response.names.iter().partition(|sent| mentions(reason, &sent.name));
@@ -145,7 +146,7 @@ impl Refused {
             self.acknowledged(others);
             blamed
         };
-        let reason: Arc<str> = reason.into();
+        let reason: Arc<str> = told.into();
         for sent in blamed {
             // A client that refuses twice still has what it had before the first.
             let before = self.names.get(&sent.name).map_or(sent.before, |refusal| refusal.before);

@@ -30,6 +30,8 @@ struct Batch {
     replaced: Vec<Name>,
     /// What is settled once this is acknowledged.
     sent: Vec<Sent>,
+    /// What is there again as the client has it.
+    alive: Vec<Arc<Resource>>,
 }
 
 impl Batch {
@@ -65,6 +67,7 @@ impl Interest {
             return None;
         }
         self.begin_heartbeats(&batch.send, now);
+        self.begin_heartbeats(&batch.alive, now);
         // A whole state has every resource, and with it what keeps it alive.
         let whole = self.is_full_state();
         let (resources, heartbeats) =
@@ -90,7 +93,11 @@ impl Interest {
         while let Some((name, Open { since, held })) = open.pop_first() {
             let current = snapshot.resource(&self.shelf, &name);
             match (current, held) {
-                (Some(resource), Held::Version(Some(version), _)) if version == resource.version => {}
+                (Some(resource), Held::Version(Some(version), _)) if version == resource.version => {
+                    if resource.ttl.is_some() && !self.heartbeats.contains_key(&name) {
+                        batch.alive.push(Arc::clone(resource));
+                    }
+                }
                 (Some(resource), held) => {
                     bytes += resource.size();
                     if bytes > RESPONSE_BYTES && !batch.is_empty() && !self.is_full_state() {
@@ -114,7 +121,9 @@ impl Interest {
                 (None, Held::Nothing) if !self.is_missing(&name, snapshot) => {}
                 (None, held) => {
                     bytes += name.len() + 4;
-                    if bytes > RESPONSE_BYTES && !batch.is_empty() && !self.is_full_state() {
+                    // A state of the world does not say it.
+                    let said = self.variant == Variant::Incremental;
+                    if bytes > RESPONSE_BYTES && !batch.is_empty() && said {
                         open.insert(name, Open { since, held });
                         break;
                     }
@@ -217,6 +226,21 @@ impl Interest {
     /// Whether there is something to send, if it may be.
     pub(super) fn is_waiting(&self) -> bool {
         self.asked && (self.greeting_owed || !self.open.is_empty())
+    }
+
+    /// Whether there is something to send that is not a removal.
+    pub(super) fn has_to_send(&self, snapshot: &Snapshot) -> bool {
+        let there = |name: &Name| snapshot.resource(&self.shelf, name).is_some();
+        self.asked && (self.greeting_owed || self.open.keys().any(there))
+    }
+
+    /// Whether there is something to send that the client has nothing of, or has to get again.
+    pub(super) fn has_news(&self, snapshot: &Snapshot) -> bool {
+        let news = |(name, open): (&Name, &Open)| {
+            matches!(open.held, Held::Nothing | Held::Absent | Held::Version(None, _))
+                && snapshot.resource(&self.shelf, name).is_some()
+        };
+        self.asked && self.open.iter().any(news)
     }
 
     /// Whether the client has been sent everything and has accepted it, or has had its time to.

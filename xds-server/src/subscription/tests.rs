@@ -542,6 +542,7 @@ fn a_whole_state_that_is_refused_again_blames_what_was_wrong_before() {
     let all = wire.poll().unwrap();
     wire.sotw(&CDS, &["bad", "good"], &all.nonce);
     assert_eq!(refused(&wire), [""; 0], "all there is was accepted");
+    wire.wait(ACK_TIMEOUT);
     assert_eq!(wire.session.applied(wire.now), 4);
 }
 
@@ -558,7 +559,7 @@ fn a_sign_of_life_that_has_to_wait_is_no_deadline_that_has_passed() {
         wire.ack(&response);
     }
     let due = wire.session.deadline(wire.now).unwrap();
-    wire.now = due - Duration::from_millis(1);
+    wire.now = due.checked_sub(Duration::from_millis(1)).unwrap();
     wire.session.on_snapshot(one.with(2, [put(CDS, "a", "1")]));
     let clusters = wire.poll().unwrap();
     wire.now = due;
@@ -801,4 +802,59 @@ fn a_type_nobody_knows_has_no_resources_and_disturbs_no_other() {
         wire.delta(&Kind::of(&format!("t/{i}")), &["x"], &[]);
     }
     assert_eq!(wire.session.standings().len(), MAX_TYPES);
+}
+
+#[test]
+fn what_goes_before_it_is_sent_again_is_told_as_gone() {
+    let name = |id: &str| format!("xdstp:///envoy.config.endpoint.v3.LbEndpoint/a/v1/-/{id}");
+    let one = Snapshot::empty(0).with(
+        1,
+        [put(CDS, "a/v1", "1"), put(LEDS, &name("1"), "1"), put(LEDS, &name("2"), "1"), put(LDS, "l", "1")],
+    );
+    let mut wire = connected(&one);
+    wire.delta(&LEDS, &[&name("*")], &[]);
+    while let Some(response) = wire.poll() {
+        wire.ack(&response);
+    }
+    // The cluster changes, so its members are owed; one of them goes before they are sent.
+    let two = one.with(2, [put(CDS, "a/v1", "2")]);
+    wire.session.on_snapshot(two.clone());
+    assert_eq!(shape(wire.poll().as_ref()), "CDS +a/v1");
+    wire.session.on_snapshot(two.with(3, [gone(LEDS, &name("1"))]));
+    assert_eq!(shape(wire.poll().as_ref()), format!("LEDS +{} -{}", name("2"), name("1")));
+}
+
+#[test]
+fn a_client_that_comes_back_is_told_that_what_it_holds_lives_on() {
+    let resource = Resource::new(CDS, "a", b"1").with_ttl(Some(Duration::from_secs(9)));
+    let version = resource.version.to_string();
+    let one = Snapshot::empty(0).with(1, [(on(CDS), "a".into(), Some(Arc::new(resource)))]);
+    let mut wire = Wire::new(Variant::Incremental, &one);
+    wire.session = Session::new(Variant::Incremental, Client { ttl: true, ..Client::default() }, one);
+    let request = DeltaDiscoveryRequest {
+        initial_resource_versions: [("a".to_owned(), version)].into_iter().collect(),
+        ..Default::default()
+    };
+    wire.session.on_incremental(&CDS, request, wire.now).unwrap();
+    assert_eq!(shape(wire.poll().as_ref()), "CDS +a");
+}
+
+#[test]
+fn routes_wait_for_the_endpoints_of_new_clusters_and_not_for_churn() {
+    let one = Snapshot::empty(0)
+        .with(1, [put(CDS, "a", "1"), put(EDS, "a", "1"), put(LDS, "l", "1"), put(RDS, "r", "1")]);
+    let mut wire = connected(&one);
+    // An assignment that only changes is on its way when a cluster and its route come.
+    let two = one.with(2, [put(EDS, "a", "2")]);
+    wire.session.on_snapshot(two.clone());
+    let churn = wire.poll().unwrap();
+    let three = two.with(3, [put(CDS, "b", "1"), put(EDS, "b", "1"), put(RDS, "r", "2")]);
+    wire.session.on_snapshot(three.clone());
+    let clusters = wire.poll().unwrap();
+    assert_eq!(shape(Some(&clusters)), "CDS +b");
+    wire.ack(&clusters);
+    assert_eq!(shape(wire.poll().as_ref()), "nothing", "the endpoints of b have to go first");
+    wire.ack(&churn);
+    assert_eq!(shape(wire.poll().as_ref()), "EDS +b");
+    assert_eq!(shape(wire.poll().as_ref()), "RDS +r");
 }

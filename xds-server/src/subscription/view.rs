@@ -1,10 +1,14 @@
 //! Where each resource stands with a client, for people and for CSDS.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{
     Session,
     interest::{Held, Interest},
+    reply::Sent,
 };
 use crate::{
     kind::Kind,
@@ -55,10 +59,11 @@ impl Interest {
         let resources = snapshot.resources(&self.shelf).keys().filter(|name| self.names.wants(name));
         let opened = self.open.keys().filter(|name| !self.names.has_collection(name));
         let names: BTreeSet<&Name> = resources.chain(self.names.single()).chain(opened).collect();
-        names.into_iter().map(|name| self.standing(name, snapshot)).collect()
+        let unanswered = self.unanswered.by_name();
+        names.into_iter().map(|name| self.standing(name, &unanswered, snapshot)).collect()
     }
 
-    fn standing(&self, name: &Name, snapshot: &Snapshot) -> Standing {
+    fn standing(&self, name: &Name, unanswered: &HashMap<&str, &Sent>, snapshot: &Snapshot) -> Standing {
         let resource = snapshot.resource(&self.shelf, name).cloned();
         let version = resource.as_ref().map(|resource| resource.version);
         let held = match self.open.get(name) {
@@ -68,7 +73,7 @@ impl Interest {
         let held = if let Held::Version(held, _) = held { held } else { None };
         let (status, acknowledged, reason) = if let Some(refusal) = self.refused.get(name) {
             (Status::Error, refusal.before, Some(Arc::clone(&refusal.reason)))
-        } else if let Some(sent) = self.unanswered.get(name) {
+        } else if let Some(sent) = unanswered.get(&**name) {
             (Status::Stale, sent.before, None)
         } else if held.is_none() {
             (Status::NotSent, None, None)

@@ -64,7 +64,7 @@ async fn a_refusal_is_told_with_its_reason_until_a_newer_version_is_accepted(mod
     client.subscribe(CDS, &["cart/v1"]).await;
     let first = client.expect(CDS).await;
     client.nack(&first, "cart/v1: no such thing").await;
-    client.silence(&world).await;
+    client.silence_after_refusal(&world).await;
 
     let proxy = world.proxy().await;
     assert_eq!((&proxy["nacks"], &proxy["refused"][0]["type"]), (&1.into(), &"CDS".into()), "{proxy}");
@@ -92,7 +92,7 @@ async fn the_reason_of_a_refusal_is_kept_in_bounds(mode: Mode) {
     client.subscribe(CDS, &["cart/v1"]).await;
     let first = client.expect(CDS).await;
     client.nack(&first, &"é".repeat(500_000)).await;
-    client.silence(&world).await;
+    client.silence_after_refusal(&world).await;
     let proxy = world.proxy().await;
     let reason = proxy["refused"][0]["reason"].as_str().unwrap();
     assert!((100..=4_096).contains(&reason.len()), "{} bytes", reason.len());

@@ -50,7 +50,7 @@ async fn every_resource_is_shown_as_it_stands(mode: Mode) {
         client.accept(EDS).await;
     }
     client.nack(&refused, "cart/v1: not this one").await;
-    client.silence(&world).await;
+    client.silence_after_refusal(&world).await;
     // What it goes on with is what it acknowledged before.
     let (error, before) = standing(&world, CDS, "cart/v1").await;
     assert_eq!((error.as_str(), before), ("ERROR", acknowledged));

@@ -17,6 +17,22 @@ impl Client {
         }
     }
 
+    /// The same after a refusal. On a stream of whole states there is no silence that leaves it standing:
+    /// the next state has what was refused again, and whoever accepts it accepts that.
+    pub async fn silence_after_refusal(&mut self, world: &World) {
+        if self.mode.aggregated || self.mode.is_incremental() {
+            return self.silence(world).await;
+        }
+        let deadline = tokio::time::Instant::now() + super::SOON;
+        let seen = |proxies: &serde_json::Value| {
+            proxies["proxies"].as_array().unwrap().iter().any(|proxy| proxy["nacks"] != 0)
+        };
+        while !seen(&world.get("/v1/proxies").await) {
+            assert!(tokio::time::Instant::now() < deadline, "the refusal is not seen");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
     /// One stream has one order: an endpoint of the sentinel.
     async fn silence_of_one(&mut self, world: &World) {
         if !self.asked.get(EDS).is_some_and(|asked| asked.names.contains(SENTINEL)) {
