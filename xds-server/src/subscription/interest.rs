@@ -4,7 +4,7 @@
 //! `open`, each with what the client has instead. So a client that is up to date costs no more than
 //! the names it gave.
 //!
-//! - here: snapshots and requests in. [`super::respond`]: responses out.
+//! - here: snapshots and requests in. `super::respond`: responses out.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -212,20 +212,18 @@ impl Interest {
     /// What a client that comes back says it holds need not be sent again, but for what is owed.
     fn believe(&mut self, claims: HashMap<String, String>, snapshot: &Snapshot, since: Since) {
         let owed = std::mem::take(&mut self.owed);
-        for (name, version) in claims {
-            if !self.names.wants(&name) || owed.contains(&*name) {
-                continue;
-            }
-            let version = Version::parse(&version);
-            match snapshot.resource(&self.shelf, &name) {
-                // Its time goes on since it was lost: it has to be told that there is somebody again.
-                Some(resource) if resource.ttl.is_some() && self.client.ttl => {}
-                Some(resource) if version == Some(resource.version) => _ = self.open.remove(&*name),
-                _ => {
-                    _ = self
-                        .open
-                        .insert(Name::from(name), Open { since, held: Held::Version(version, None) });
-                }
+        for (name, version) in claims.into_iter().filter(|(name, _)| self.names.wants(name)) {
+            let current = snapshot.resource(&self.shelf, &name);
+            // With a time to live, that time goes on since the server was lost: the client has to be told
+            // that there is somebody again.
+            let lives = current.is_some_and(|resource| resource.ttl.is_some()) && self.client.ttl;
+            let again = lives || owed.contains(&*name);
+            // Whatever it is, it is held: if it goes before it is sent, that has to be told.
+            let version = if again { None } else { Version::parse(&version) };
+            if version.is_some() && version == current.map(|resource| resource.version) {
+                self.open.remove(&*name);
+            } else {
+                self.open.insert(Name::from(name), Open { since, held: Held::Version(version, None) });
             }
         }
     }
