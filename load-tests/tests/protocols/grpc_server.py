@@ -36,19 +36,31 @@ def remaining(request, context):
     return b"none" if left is None or left > 1e9 else str(left).encode()
 
 
-def wait(request, context):
-    """Waits until the call ends, by a deadline or because the client has gone."""
+def ending(context):
+    """Set when the call has ended, by a deadline or because the client has gone; then it is told, too."""
     ended = threading.Event()
-    if context.add_callback(ended.set):
-        ended.wait(30)
-    cancelled.release()
+
+    def over():
+        cancelled.release()
+        ended.set()
+
+    if not context.add_callback(over):
+        over()
+    return ended
+
+
+def wait(request, context):
+    """Waits until the call ends."""
+    ending(context).wait(30)
     return b""
 
 
 def stream_wait(request, context):
     """One message, then silence until the call ends."""
+    # Before the message: whoever has it may cancel at once, and then nothing below it runs.
+    ended = ending(context)
     yield b"first"
-    yield wait(request, context)
+    ended.wait(30)
 
 
 def was_cancelled(request, context):
