@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -235,9 +236,9 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Waits until somebody asks where the resources stand.
-    pub async fn inquiry(&mut self) -> Option<Inquiry> {
-        self.inquiries.recv().await
+    /// Whoever asks where the resources stand; nobody until the context is woken.
+    pub fn poll_inquiry(&mut self, context: &mut Context<'_>) -> Poll<Option<Inquiry>> {
+        self.inquiries.poll_recv(context)
     }
 
     /// The client has applied everything up to `revision`.

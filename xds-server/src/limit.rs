@@ -13,12 +13,11 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
 
-use crate::access::{ListenerTls, Peer, Wire};
+use crate::access::{ListenerTls, Wire};
 
 /// How long the other side may leave data unacknowledged before the connection is given up. Bounds
 /// how long an instance whose host vanished stays registered by its connection.
@@ -30,7 +29,7 @@ const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that counts against a limit for as long as it lives.
 pub struct Limited<T> {
     stream: T,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 /// How many connections there may be, and what becomes of one too many.
@@ -45,14 +44,20 @@ pub struct Bound {
     pub tls: Option<ListenerTls>,
 }
 
-/// Accepts connections within `bound`, and hands on those that speak, after their TLS handshake if there
-/// is to be one, until `stop`. Connections
-/// beyond the bound are told so and closed, rather than left to wait for nobody knows what.
+/// A connection that was accepted, and has said nothing yet.
+pub struct Accepted {
+    limited: Limited<TcpStream>,
+    tls: Option<ListenerTls>,
+    stop: CancellationToken,
+}
+
+/// Accepts connections within `bound` and hands them to `serve` until `stop`. Connections beyond the bound are
+/// told so and closed, rather than left to wait for nobody knows what.
 pub async fn accept(
     listener: TcpListener,
     bound: Bound,
-    accepted: mpsc::Sender<io::Result<Limited<Wire>>>,
     stop: CancellationToken,
+    mut serve: impl FnMut(Accepted),
 ) {
     let permits = Arc::new(Semaphore::new(bound.connections));
     let accepting = async {
@@ -64,41 +69,38 @@ pub async fn accept(
                 continue;
             };
             prepare(&stream);
-            let limited = Limited { stream, _permit: permit };
-            tokio::spawn(hand_on(limited, bound.tls.clone(), accepted.clone(), stop.clone()));
+            let limited = Limited { stream, permit };
+            serve(Accepted { limited, tls: bound.tls.clone(), stop: stop.clone() });
         }
     };
     tokio::select! {
         () = accepting => {}
         () = stop.cancelled() => {}
-        () = accepted.closed() => {}
     }
 }
 
-/// Hands a connection on when it has sent its first byte; one that stays silent is closed.
-async fn hand_on(
-    limited: Limited<TcpStream>,
-    tls: Option<ListenerTls>,
-    accepted: mpsc::Sender<io::Result<Limited<Wire>>>,
-    stop: CancellationToken,
-) {
-    let handing = async {
-        let mut first = [0];
-        let speaks = tokio::time::timeout(FIRST_BYTE_TIMEOUT, limited.stream.peek(&mut first)).await;
-        let Ok(Ok(1..)) = speaks else { return };
-        let Limited { stream, _permit: permit } = limited;
-        let wire = match tls {
-            Some(tls) => tls.accept(stream).await,
-            None => Wire::clear(stream).ok(),
+impl Accepted {
+    /// The connection, when it has sent its first byte, after its TLS handshake if there is to be one;
+    /// nothing if it stays silent. It belongs to the runtime that this is called in, which may be another
+    /// than the one that accepted it.
+    pub async fn open(self) -> Option<Limited<Wire>> {
+        let Self { limited, tls, stop } = self;
+        let opening = async {
+            let Limited { stream, permit } = limited;
+            let stream = TcpStream::from_std(stream.into_std().ok()?).ok()?;
+            let mut first = [0];
+            let speaks = tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut first)).await;
+            let Ok(Ok(1..)) = speaks else { return None };
+            let stream = match tls {
+                Some(tls) => tls.accept(stream).await?,
+                None => Wire::clear(stream).ok()?,
+            };
+            Some(Limited { stream, permit })
         };
-        if let Some(stream) = wire {
-            // An error means that the server stops.
-            let _ = accepted.send(Ok(Limited { stream, _permit: permit })).await;
+        tokio::select! {
+            opened = opening => opened,
+            () = stop.cancelled() => None,
         }
-    };
-    tokio::select! {
-        () = handing => {}
-        () = stop.cancelled() => {}
     }
 }
 
@@ -145,14 +147,6 @@ impl<T> Limited<T> {
     }
 }
 
-impl Connected for Limited<Wire> {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.stream.peer().clone()
-    }
-}
-
 impl<T: AsyncRead + Unpin> AsyncRead for Limited<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -191,19 +185,30 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Limited<T> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::mpsc,
+    };
 
     use super::*;
 
-    type Accepted = mpsc::Receiver<io::Result<Limited<Wire>>>;
+    type Opened = mpsc::Receiver<Limited<Wire>>;
 
-    async fn listening(connections: usize) -> (std::net::SocketAddr, Accepted, Counter, CancellationToken) {
+    async fn listening(connections: usize) -> (std::net::SocketAddr, Opened, Counter, CancellationToken) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (accepted, incoming) = mpsc::channel(1);
+        let (opened, incoming) = mpsc::channel(1);
         let (refused, stop) = (Counter::default(), CancellationToken::new());
         let bound = Bound { connections, answer: b"no", refused: refused.clone(), tls: None };
-        tokio::spawn(accept(listener, bound, accepted, stop.clone()));
+        let serve = move |accepted: Accepted| {
+            let opened = opened.clone();
+            tokio::spawn(async move {
+                if let Some(stream) = accepted.open().await {
+                    opened.send(stream).await.unwrap();
+                }
+            });
+        };
+        tokio::spawn(accept(listener, bound, stop.clone(), serve));
         (address, incoming, refused, stop)
     }
 
@@ -217,14 +222,14 @@ mod tests {
     async fn one_too_many_is_told_so_and_counted() {
         let (address, mut incoming, refused, _stop) = listening(1).await;
         let _first = connect(address).await;
-        let held = incoming.recv().await.unwrap().unwrap();
+        let held = incoming.recv().await.unwrap();
         let mut second = TcpStream::connect(address).await.unwrap();
         let mut answer = Vec::new();
         second.read_to_end(&mut answer).await.unwrap();
         assert_eq!((answer.as_slice(), refused.get()), (b"no".as_slice(), 1));
         drop(held);
         let _third = connect(address).await;
-        assert!(incoming.recv().await.unwrap().is_ok());
+        assert!(incoming.recv().await.is_some());
         assert_eq!(refused.get(), 1);
     }
 
@@ -238,7 +243,7 @@ mod tests {
         assert!(incoming.try_recv().is_err());
         tokio::time::resume();
         let _speaking = connect(address).await;
-        assert!(incoming.recv().await.unwrap().is_ok());
+        assert!(incoming.recv().await.is_some());
     }
 
     #[tokio::test]

@@ -343,16 +343,39 @@ async fn a_handshake_that_stops_halfway_is_given_up() {
     let mut settings = settings(&scratch);
     settings.tls = Some(with_tls(authority.issue("server", &["127.0.0.1"]), None));
     let server = Running::start(settings).await;
-    for address in [server.api, server.xds] {
-        let began = tokio::time::Instant::now();
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        // The head of a record that does not come.
-        stream.write_all(&[22, 3, 1, 2, 0]).await.unwrap();
-        let ended = stream.read_to_end(&mut Vec::new()).await;
-        assert!(began.elapsed() >= Duration::from_secs(10), "{ended:?} after {:?}", began.elapsed());
-        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
-    }
+    let began = tokio::time::Instant::now();
+    let mut stream = TcpStream::connect(server.api).await.unwrap();
+    // The head of a record that does not come.
+    stream.write_all(&[22, 3, 1, 2, 0]).await.unwrap();
+    let ended = stream.read_to_end(&mut Vec::new()).await;
+    assert!(began.elapsed() >= Duration::from_secs(10), "{ended:?} after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     server.stop().await;
+}
+
+/// In real time: streams are served on threads with their own clocks.
+#[tokio::test]
+async fn a_connection_to_xds_that_stops_halfway_is_given_up() {
+    let scratch = Scratch::new("half");
+    let authority = Authority::new(&scratch, "ca");
+    let clear = Running::start(settings(&scratch)).await;
+    let mut with = settings(&scratch);
+    with.data_dir = with.data_dir.join("secure");
+    with.tls = Some(with_tls(authority.issue("server", &["127.0.0.1"]), None));
+    let secure = Running::start(with).await;
+    let ended = async |address, half: &[u8]| {
+        let began = std::time::Instant::now();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(half).await.unwrap();
+        // A reset is as good.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        let took = began.elapsed();
+        assert!(took >= Duration::from_secs(9) && took < Duration::from_secs(20), "{took:?}");
+    };
+    // The head of a record, and half of what HTTP/2 begins with.
+    tokio::join!(ended(secure.xds, &[22, 3, 1, 2, 0]), ended(clear.xds, b"PRI * HTTP/2.0"));
+    clear.stop().await;
+    secure.stop().await;
 }
 
 #[tokio::test]

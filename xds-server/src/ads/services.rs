@@ -85,9 +85,30 @@ pub(super) const SERVICES: [Discovery; 11] = [
     ),
 ];
 
+/// What is asked for by a path.
+pub(super) enum Method {
+    /// A stream of a discovery service.
+    Discovery(&'static Discovery, Variant),
+    /// A method of one that there is not.
+    Unknown,
+    /// Another service.
+    Elsewhere,
+}
+
+/// The method of `path`.
+pub(super) fn find(path: &str) -> Method {
+    let name = path.strip_prefix('/').and_then(|path| path.split_once('/')).map_or("", |(name, _)| name);
+    match SERVICES.iter().find(|service| service.name == name) {
+        None => Method::Elsewhere,
+        Some(service) => {
+            service.variant(path).map_or(Method::Unknown, |variant| Method::Discovery(service, variant))
+        }
+    }
+}
+
 impl Discovery {
     /// The variant that the method of `path` speaks; `None` when there is no such method.
-    pub(super) fn variant(&self, path: &str) -> Option<Variant> {
+    fn variant(&self, path: &str) -> Option<Variant> {
         let method = path.strip_prefix('/')?.strip_prefix(self.name)?;
         if method == self.delta {
             Some(Variant::Incremental)

@@ -4,21 +4,7 @@
 //! Bytes are made when the connection has room for them, and no more at once than a few: however large a
 //! response is, a stream holds little more than pointers to what is shared.
 
-use std::{
-    marker::PhantomData,
-    pin::Pin,
-    task::{Context, Poll},
-};
-
 use bytes::{BufMut, Bytes, BytesMut};
-use http::HeaderMap;
-use hyper::body::{Body, Frame as HttpFrame};
-use prost::Message;
-use tokio::sync::mpsc;
-use tonic::{
-    Status,
-    codec::{DecodeBuf, Decoder},
-};
 
 use crate::{
     resource::{field, field_len},
@@ -113,7 +99,7 @@ impl Frame {
 }
 
 /// A frame on its way.
-struct Writing {
+pub(super) struct Writing {
     frame: Frame,
     len: usize,
     /// How many of its resources are written; `None` before anything is.
@@ -124,13 +110,13 @@ struct Writing {
 }
 
 impl Writing {
-    fn new(frame: Frame) -> Self {
+    pub(super) fn new(frame: Frame) -> Self {
         let len = frame.len();
         Self { frame, len, resources: None, shared: None, done: false }
     }
 
     /// The next bytes; `None` when that was all.
-    fn next(&mut self) -> Option<Bytes> {
+    pub(super) fn next(&mut self) -> Option<Bytes> {
         if let Some(shared) = self.shared.take() {
             return Some(shared);
         }
@@ -158,75 +144,8 @@ impl Writing {
     }
 }
 
-/// The body of one stream: frames, and in the end the status.
-pub(super) struct Frames {
-    queue: mpsc::Receiver<Result<Frame, Status>>,
-    writing: Option<Writing>,
-    ended: bool,
-}
-
-impl Frames {
-    pub(super) fn new(queue: mpsc::Receiver<Result<Frame, Status>>) -> Self {
-        Self { queue, writing: None, ended: false }
-    }
-}
-
-impl Body for Frames {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<HttpFrame<Bytes>, Status>>> {
-        loop {
-            if let Some(bytes) = self.writing.as_mut().and_then(Writing::next) {
-                return Poll::Ready(Some(Ok(HttpFrame::data(bytes))));
-            }
-            self.writing = None;
-            if self.ended {
-                return Poll::Ready(None);
-            }
-            let status = match std::task::ready!(self.queue.poll_recv(context)) {
-                Some(Ok(frame)) => {
-                    self.writing = Some(Writing::new(frame));
-                    continue;
-                }
-                Some(Err(status)) => status,
-                None => Status::ok(""),
-            };
-            self.ended = true;
-            let mut trailers = HeaderMap::new();
-            return Poll::Ready(Some(match status.add_header(&mut trailers) {
-                Ok(()) => Ok(HttpFrame::trailers(trailers)),
-                Err(status) => Err(status),
-            }));
-        }
-    }
-}
-
 fn decimal(revision: u64) -> String {
     revision.to_string()
-}
-
-/// Decodes requests of type `R`.
-pub(super) struct RequestDecoder<R>(PhantomData<fn() -> R>);
-
-impl<R> RequestDecoder<R> {
-    pub(super) fn new() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<R: Message + Default> Decoder for RequestDecoder<R> {
-    type Item = R;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<R>, Status> {
-        R::decode(buffer)
-            .map(Some)
-            .map_err(|e| Status::invalid_argument(format!("not a discovery request: {e}")))
-    }
 }
 
 #[cfg(test)]
@@ -234,6 +153,7 @@ mod tests {
     use std::{sync::Arc, time::Duration};
 
     use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
+    use prost::Message;
 
     use super::*;
     use crate::{kind::Kind, resource::Resource};

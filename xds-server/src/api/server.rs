@@ -1,11 +1,11 @@
 //! Connections of the API, in bounds.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use axum::body::Body;
 use hyper::{Request, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
@@ -28,21 +28,21 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves the API on `listener` until `api.stop`.
 pub async fn serve(listener: TcpListener, api: Api) {
-    let (accepted, mut incoming) = mpsc::channel::<io::Result<Limited<Wire>>>(1);
     let refused = api.metrics.api_connections_refused.clone();
     let tls = api.access.listener(Listener::Api);
     // Over TLS there is nobody to say it to before the handshake that is saved.
     let answer = if tls.is_some() { b"" } else { BUSY };
     let bound = Bound { connections: MAX_CONNECTIONS, answer, refused, tls };
-    let accepting = limit::accept(listener, bound, accepted, api.stop.clone());
-    let connections = TaskTracker::new();
-    let serving = async {
-        let router = router(api.clone());
-        while let Some(Ok(stream)) = incoming.recv().await {
-            connections.spawn(connection(stream, router.clone(), api.clone()));
-        }
+    let (connections, router) = (TaskTracker::new(), router(api.clone()));
+    let serve = |accepted: limit::Accepted| {
+        let (router, api) = (router.clone(), api.clone());
+        connections.spawn(async move {
+            if let Some(stream) = accepted.open().await {
+                connection(stream, router, api).await;
+            }
+        });
     };
-    tokio::join!(accepting, serving);
+    limit::accept(listener, bound, api.stop.clone(), serve).await;
     connections.close();
     // Those that do not end in time are cut: they have had their answer, or never asked.
     let _ = tokio::time::timeout(STOP_TIMEOUT, connections.wait()).await;
