@@ -200,6 +200,9 @@ impl Interest {
         for name in &request.resource_names_unsubscribe {
             self.unsubscribe(name, snapshot, since);
         }
+        if !names.is_empty() || !request.resource_names_unsubscribe.is_empty() {
+            self.names.share();
+        }
         if first {
             self.believe(claims, snapshot, since);
         }
@@ -385,17 +388,20 @@ impl Interest {
         snapshot: &Snapshot,
     ) -> Result<(), Violation> {
         let everything = names.iter().any(|name| name == WILDCARD);
-        let mut given = Vec::with_capacity(names.len());
-        for name in names.iter().filter(|name| *name != WILDCARD) {
-            given.push(self.shared(&canonical(name)?, snapshot));
-        }
+        let given = names.iter().filter(|name| *name != WILDCARD).map(|name| canonical(name));
+        let given = given.collect::<Result<Vec<_>, _>>()?;
         self.names.named_once |= !names.is_empty();
         let wildcard = everything || (self.names.wildcard && !self.names.named_once);
         let was_wildcard = std::mem::replace(&mut self.names.wildcard, wildcard);
         // "The server must resend any newly requested resources, even if it previously sent those
         // resources without having been asked for them."
-        for name in self.names.replace(given)? {
-            self.open_named(&name, snapshot, since, false);
+        // Mostly a request only acknowledges, and repeats the names.
+        if !self.names.are(&given) {
+            let given = given.iter().map(|name| self.shared(name, snapshot)).collect();
+            for name in self.names.replace(given)? {
+                self.open_named(&name, snapshot, since, false);
+            }
+            self.names.share();
         }
         if wildcard && !was_wildcard {
             self.open_all(snapshot, since);

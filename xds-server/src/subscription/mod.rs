@@ -1,6 +1,6 @@
 //! What one client is owed: (requests, snapshots) → responses. Pure: no I/O, time is passed in.
 //!
-//! - `names`: which resources a client asks for: names, collections, everything.
+//! - `names`: which resources a client asks for: names, collections, everything. `set`: names that streams share.
 //! - [`interest`]: what it asks for and holds of one type: snapshots and requests in.
 //! - `respond`: the responses out. `reply`: what is on its way, and what the client made of it.
 //! - `order`: what may be sent before what. [`view`]: where each resource stands with the client.
@@ -17,6 +17,7 @@ mod names;
 mod order;
 mod reply;
 mod respond;
+mod set;
 #[cfg(test)]
 mod tests;
 pub mod view;

@@ -1,8 +1,8 @@
 //! Which resources of one type a client asks for.
 
-use std::{borrow::Cow, collections::HashSet, ops::Bound};
+use std::{borrow::Cow, ops::Bound};
 
-use super::{MAX_NAME_LENGTH, MAX_NAMES, Violation};
+use super::{MAX_NAME_LENGTH, MAX_NAMES, Violation, set::NameSet};
 use crate::{resource::Name, snapshot::Resources};
 
 /// The name that stands for every resource ("How the client specifies what resources to return").
@@ -15,9 +15,9 @@ pub(super) struct Names {
     pub(super) wildcard: bool,
     /// Whether a name was ever given: from then on, no names means nothing instead of everything.
     pub(super) named_once: bool,
-    single: HashSet<Name, foldhash::fast::RandomState>,
+    single: NameSet,
     /// Collections (xDS TP1, "Glob collections"), by what comes before the `*`.
-    collections: HashSet<Name, foldhash::fast::RandomState>,
+    collections: NameSet,
     /// How long all of them are together, in bytes.
     bytes: usize,
 }
@@ -72,9 +72,22 @@ impl Names {
         taken
     }
 
+    /// Keeps the names of another stream instead, if they are the same.
+    pub(super) fn share(&mut self) {
+        self.single.share();
+        self.collections.share();
+    }
+
     /// How long all names are together, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether these are the names, each once.
+    pub(super) fn are(&self, names: &[Cow<'_, str>]) -> bool {
+        let single = names.iter().filter(|name| collection(name).is_none()).map(|name| &**name);
+        let collections = names.iter().filter_map(|name| collection(name));
+        self.single.is_exactly(single) && self.collections.is_exactly(collections)
     }
 
     /// Replaces all names; those that are new.
