@@ -16,7 +16,8 @@ use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Disc
 use imbl::ordmap::DiffItem;
 
 use super::{
-    Reply, Variant, Violation,
+    RESPONSE_BYTES, Reply, Variant, Violation,
+    fresh::{EVERYTHING, Fresh},
     names::{Names, WILDCARD, canonical, collection, members},
     reply::{Refused, Since, Unanswered},
 };
@@ -42,6 +43,11 @@ pub struct Interest {
     owed: HashSet<Name>,
     /// Names that may differ from the snapshot.
     pub(super) open: BTreeMap<Name, Open>,
+    /// What differs because the client has just begun to ask for it. None of it has been sent; what of it is
+    /// in `open` as well is only said there if there is none.
+    pub(super) fresh: Option<Fresh>,
+    /// How large a response may become, in bytes.
+    pub(super) budget: usize,
     /// The first request is answered even if there is nothing to say: the client waits for it.
     pub(super) greeting_owed: bool,
     pub(super) unanswered: Unanswered,
@@ -80,6 +86,8 @@ impl Interest {
             names: Names::default(),
             owed: HashSet::new(),
             open: BTreeMap::new(),
+            fresh: None,
+            budget: RESPONSE_BYTES,
             greeting_owed: false,
             unanswered: Unanswered::default(),
             last_nonce: Arc::from(""),
@@ -133,7 +141,13 @@ impl Interest {
         if !self.names.wants(name) {
             return;
         }
-        if let Some(open) = self.open.get_mut(name) {
+        if self.is_fresh(name) {
+            // Asked for by its name as well, it has to be said if there is none.
+            self.open.remove(name);
+            if self.names.has(name) {
+                self.open.insert(Arc::clone(name), Open { since, held: Held::Nothing });
+            }
+        } else if let Some(open) = self.open.get_mut(name) {
             open.since = open.since.older(since);
         } else {
             let held = self.settled(name, old);
@@ -155,9 +169,12 @@ impl Interest {
     /// The client is to be told about `name` whatever it holds; `wanted` if it may hold anything, because
     /// it has asked for it before.
     fn open_anew(&mut self, name: &Name, since: Since, wanted: bool, snapshot: &Snapshot) {
+        if self.is_fresh(name) && snapshot.resource(&self.shelf, name).is_some() {
+            return;
+        }
         let held = |held: &Held| match held {
             // It is sent though it is held, or its removal is: it must not be forgotten that there is one.
-            Held::Version(..) => Held::Version(None, None),
+            Held::Version(_, resource) => Held::Version(None, resource.clone()),
             Held::Nothing | Held::Absent => Held::Nothing,
         };
         if let Some(open) = self.open.get_mut(name) {
@@ -187,15 +204,19 @@ impl Interest {
             // stream (for a given type_url)": honoured in the first only.
             claims = request.initial_resource_versions;
             if self.names.wildcard {
-                self.open_all(snapshot, since);
+                self.begin_all(claims.is_empty(), snapshot, since);
             }
         }
+        let holds_nothing = first && claims.is_empty();
         // Twice in one request is once: what a name costs is not multiplied.
         let mut names = request.resource_names_subscribe;
         names.sort_unstable();
         names.dedup();
         for name in &names {
-            self.subscribe(name, snapshot, since, first)?;
+            self.subscribe(name, snapshot, since, (first, holds_nothing))?;
+        }
+        if !request.resource_names_unsubscribe.is_empty() {
+            self.open_fresh(snapshot);
         }
         for name in &request.resource_names_unsubscribe {
             self.unsubscribe(name, snapshot, since);
@@ -274,10 +295,49 @@ impl Interest {
         self.names.wildcard = names_nothing && self.shelf.0.is_whole() && !self.client.grpc;
     }
 
+    /// Whether it is still to be sent for the first time.
+    pub(super) fn is_fresh(&self, name: &str) -> bool {
+        self.fresh.as_ref().is_some_and(|fresh| fresh.covers(name))
+    }
+
+    /// Begins to send a scope of which the client holds nothing.
+    fn begin(&mut self, scope: Name, since: Since) {
+        match &mut self.fresh {
+            Some(fresh) => fresh.add(scope, since),
+            None => self.fresh = Some(Fresh::new(scope, since)),
+        }
+    }
+
+    /// The same for everything; name by name if the client may hold some of it.
+    fn begin_all(&mut self, holds_nothing: bool, snapshot: &Snapshot, since: Since) {
+        if holds_nothing && self.variant == Variant::Incremental {
+            self.begin(EVERYTHING.into(), since);
+        } else {
+            self.open_all(snapshot, since);
+        }
+    }
+
+    /// Opens what is still to be sent for the first time, name by name: what the client asks for changes
+    /// in a way that is not to begin.
+    fn open_fresh(&mut self, snapshot: &Snapshot) {
+        let resources = snapshot.resources(&self.shelf);
+        while let Some(fresh) = self.fresh.take() {
+            let since = fresh.since;
+            for (name, _) in fresh.rest(resources) {
+                self.open.insert(Arc::clone(name), Open { since, held: Held::Nothing });
+            }
+            if fresh.is_untouched() && !fresh.scope().is_empty() {
+                let name = format!("{}*", fresh.scope()).into();
+                self.open.insert(name, Open { since, held: Held::Nothing });
+            }
+            self.fresh = fresh.next();
+        }
+    }
+
     /// Opens what the client now asks for and did not before.
     fn open_all(&mut self, snapshot: &Snapshot, since: Since) {
         for name in snapshot.resources(&self.shelf).keys() {
-            if !self.names.has(name) && !self.open.contains_key(name) {
+            if !self.names.has(name) && !self.is_fresh(name) && !self.open.contains_key(name) {
                 self.open.insert(Arc::clone(name), Open { since, held: Held::Nothing });
             }
         }
@@ -288,31 +348,51 @@ impl Interest {
         name: &str,
         snapshot: &Snapshot,
         since: Since,
-        first: bool,
+        (first, holds_nothing): (bool, bool),
     ) -> Result<(), Violation> {
         self.names.named_once = true;
         if name == WILDCARD {
             if !std::mem::replace(&mut self.names.wildcard, true) {
-                self.open_all(snapshot, since);
+                self.begin_all(holds_nothing, snapshot, since);
             }
             return Ok(());
         }
         let name = self.shared(&canonical(name)?, snapshot);
-        let wanted = !first && (self.names.wants(&name) || self.names.has_collection(&name));
-        self.names.add(Arc::clone(&name))?;
-        // "The server must still provide those resources in the response", held or not.
-        self.open_named(&name, snapshot, since, wanted);
+        if let Some(scope) = collection(&name) {
+            let begun = self.fresh.as_ref().is_some_and(|fresh| fresh.covers_all(scope));
+            // Its members cannot have been sent by another name.
+            let alone = (!first || holds_nothing) && self.names.has_collections_only();
+            let begins = alone && !self.names.has_collection(&name);
+            if begun || begins {
+                self.names.add(Arc::clone(&name))?;
+                if !begun {
+                    self.begin(scope.into(), since);
+                }
+                return Ok(());
+            }
+        }
+        // "The server must still provide those resources in the response", held or not. A member of a
+        // collection may have been asked for by its name before, and be held.
+        let asked = |names: &Names, name: &str| names.wants(name) || names.has_collection(name);
+        self.open_named(&name, snapshot, since, |names, name| !first && asked(names, name));
+        self.names.add(name)?;
         Ok(())
     }
 
     /// Opens a name, or a collection and its members.
-    fn open_named(&mut self, name: &Name, snapshot: &Snapshot, since: Since, wanted: bool) {
+    fn open_named(
+        &mut self,
+        name: &Name,
+        snapshot: &Snapshot,
+        since: Since,
+        wanted: impl Fn(&Names, &str) -> bool,
+    ) {
         if let Some(prefix) = collection(name) {
             for member in members(snapshot.resources(&self.shelf), prefix) {
-                self.open_anew(member, since, wanted, snapshot);
+                self.open_anew(member, since, wanted(&self.names, member), snapshot);
             }
         }
-        self.open_anew(name, since, wanted, snapshot);
+        self.open_anew(name, since, wanted(&self.names, name), snapshot);
     }
 
     /// The name as it is known already, so that streams share it.
@@ -399,7 +479,7 @@ impl Interest {
         if !self.names.are(&given) {
             let given = given.iter().map(|name| self.shared(name, snapshot)).collect();
             for name in self.names.replace(given)? {
-                self.open_named(&name, snapshot, since, false);
+                self.open_named(&name, snapshot, since, |_, _| was_wildcard);
             }
             self.names.share();
         }

@@ -1,9 +1,12 @@
 //! What one client is owed: (requests, snapshots) → responses. Pure: no I/O, time is passed in.
 //!
-//! - `names`: which resources a client asks for: names, collections, everything. `set`: names that streams share.
-//! - [`interest`]: what it asks for and holds of one type: snapshots and requests in.
+//! - `names`: which resources a client asks for: names, collections, everything. `set`: names that streams
+//!   share.
+//! - [`interest`]: what it asks for and holds of one type: snapshots and requests in. `fresh`: what it has
+//!   begun to ask for.
 //! - `respond`: the responses out. `reply`: what is on its way, and what the client made of it.
-//! - `order`: what may be sent before what. [`view`]: where each resource stands with the client.
+//! - `reference`: what a cluster and its assignment refer to. `order`: what may be sent before what.
+//! - [`view`]: where each resource stands with the client.
 //! - here: the types of one stream.
 //!
 //! Citations are of `docs/root/api-docs/xds_protocol.rst` of Envoy, by section or in its words.
@@ -12,9 +15,11 @@
 //! slow client costs no memory and skips to the newest state. A client that never acknowledges gets
 //! a response a type each [`ACK_TIMEOUT`].
 
+mod fresh;
 pub mod interest;
 mod names;
 mod order;
+mod reference;
 mod reply;
 mod respond;
 mod set;
@@ -53,8 +58,9 @@ pub const MAX_NAME_LENGTH: usize = 1_024;
 pub const MAX_TYPES: usize = 32;
 
 /// How large a response may become before the rest goes into the next, in bytes. gRPC clients refuse
-/// messages above 4 MiB. A state of the world that has to be whole is not divided.
-pub const RESPONSE_BYTES: usize = 1 << 20;
+/// messages above 4 MiB, and what is on its way is remembered for each client. A state of the world that
+/// has to be whole is not divided.
+pub const RESPONSE_BYTES: usize = 256 << 10;
 
 /// `name` as clients have to ask for it; `None` when it is too long.
 pub fn canonical_name(name: &str) -> Option<std::borrow::Cow<'_, str>> {
@@ -273,22 +279,41 @@ impl Session {
     fn send_endpoints_again(&mut self, clusters: &[Name]) {
         // Without room for another type the client has not asked for endpoints, nor can it.
         let Some(assignments) = self.at(&Kind::LoadAssignment) else { return };
-        for name in clusters {
-            self.interests[assignments].owe(name, &self.snapshot);
+        let clusters = clusters.iter().map(|cluster| (cluster, self.assignment_of(cluster)));
+        let clusters: Vec<(&Name, Name)> = clusters.collect();
+        for (_, assignment) in &clusters {
+            self.interests[assignments].owe(assignment, &self.snapshot);
         }
         let Ok(endpoints) = self.interests.binary_search_by(|i| i.shelf.0.cmp(&Kind::LbEndpoint)) else {
             return;
         };
+        let assigned = self.interests[assignments].shelf.clone();
         let endpoints = &mut self.interests[endpoints];
         let resources = self.snapshot.resources(&endpoints.shelf);
-        for cluster in clusters {
-            let members = config::xds::leds::cluster_prefix(cluster);
-            let from = (std::ops::Bound::Included(&*members), std::ops::Bound::Unbounded);
+        for (cluster, assignment) in &clusters {
+            let own = config::xds::leds::cluster_prefix(cluster);
+            let from = (std::ops::Bound::Included(&*own), std::ops::Bound::Unbounded);
             let below = resources.range::<_, str>(from).map(|(name, _)| name);
             below
-                .take_while(|name| name.starts_with(&members))
+                .take_while(|name| name.starts_with(&own))
                 .for_each(|name| endpoints.owe(name, &self.snapshot));
+            // Those of a cluster that was put as it is may be called anything.
+            let others = self.snapshot.resource(&assigned, assignment);
+            let others = others.map(|resource| reference::collections(&resource.value())).unwrap_or_default();
+            for prefix in others.iter().filter_map(|name| names::collection(name)) {
+                if !prefix.starts_with(&own) {
+                    names::members(resources, prefix).for_each(|name| endpoints.owe(name, &self.snapshot));
+                }
+            }
         }
+    }
+
+    /// The name of the load assignment that a cluster follows.
+    fn assignment_of(&self, cluster: &Name) -> Name {
+        let shelf = (Kind::Cluster, self.client.view(&Kind::Cluster));
+        let named = self.snapshot.resource(&shelf, cluster);
+        let named = named.and_then(|resource| reference::assignment(&resource.value()));
+        named.map_or_else(|| Arc::clone(cluster), Name::from)
     }
 
     fn note_routing_waits(&mut self, now: Instant) {

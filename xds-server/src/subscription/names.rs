@@ -43,6 +43,11 @@ impl Names {
         collection(name).is_some_and(|prefix| self.collections.contains(prefix))
     }
 
+    /// Whether nothing is asked for but collections.
+    pub(super) fn has_collections_only(&self) -> bool {
+        !self.wildcard && self.single.is_empty()
+    }
+
     /// The names that were given.
     pub(super) fn single(&self) -> impl Iterator<Item = &Name> {
         self.single.iter()

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    ACK_TIMEOUT, RESPONSE_BYTES, Response, Variant,
+    ACK_TIMEOUT, Response, Variant,
     interest::{Held, Interest, Open},
     names::collection,
     reply::{InFlight, Sent},
@@ -88,7 +88,7 @@ impl Interest {
     /// that would make the response too large for clients with the usual limits.
     fn take_open(&mut self, snapshot: &Snapshot, may_remove: bool) -> Batch {
         let mut batch = Batch::default();
-        let (mut bytes, mut kept) = (0, BTreeMap::new());
+        let (mut bytes, mut kept, mut full) = (0, BTreeMap::new(), false);
         let mut open = std::mem::take(&mut self.open);
         while let Some((name, Open { since, held })) = open.pop_first() {
             let current = snapshot.resource(&self.shelf, &name);
@@ -98,10 +98,12 @@ impl Interest {
                         batch.alive.push(Arc::clone(resource));
                     }
                 }
+                (Some(_), Held::Nothing) if self.is_fresh(&name) => {}
                 (Some(resource), held) => {
                     bytes += resource.size();
-                    if bytes > RESPONSE_BYTES && !batch.is_empty() && !self.is_full_state() {
+                    if bytes > self.budget && !batch.is_empty() && !self.is_full_state() {
                         open.insert(name, Open { since, held });
+                        full = true;
                         break;
                     }
                     let before = match held {
@@ -123,8 +125,9 @@ impl Interest {
                     bytes += name.len() + 4;
                     // A state of the world does not say it.
                     let said = self.variant == Variant::Incremental;
-                    if bytes > RESPONSE_BYTES && !batch.is_empty() && said {
+                    if bytes > self.budget && !batch.is_empty() && said {
                         open.insert(name, Open { since, held });
+                        full = true;
                         break;
                     }
                     let before = if let Held::Version(before, _) = held { before } else { None };
@@ -135,7 +138,41 @@ impl Interest {
         }
         kept.append(&mut open);
         self.open = kept;
+        if !full {
+            self.take_fresh(snapshot, &mut batch, bytes);
+        }
         batch
+    }
+
+    /// What the client has just begun to ask for, as far as there is room for it. `bytes`: what is in the
+    /// response already.
+    fn take_fresh(&mut self, snapshot: &Snapshot, batch: &mut Batch, mut bytes: usize) {
+        let resources = snapshot.resources(&self.shelf);
+        while let Some(mut fresh) = self.fresh.take() {
+            let since = fresh.since;
+            for (name, resource) in fresh.rest(resources) {
+                bytes += resource.size();
+                if bytes > self.budget && !batch.is_empty() {
+                    self.fresh = Some(fresh);
+                    return;
+                }
+                batch.send.push(Arc::clone(resource));
+                batch.sent.push(Sent { name: Arc::clone(name), since, before: None });
+                fresh.sent(Arc::clone(name));
+            }
+            if fresh.is_untouched() && !fresh.scope().is_empty() {
+                // A collection is said to be empty.
+                bytes += fresh.scope().len() + 5;
+                if bytes > self.budget && !batch.is_empty() {
+                    self.fresh = Some(fresh);
+                    return;
+                }
+                let name: Name = format!("{}*", fresh.scope()).into();
+                batch.removed.push(Arc::clone(&name));
+                batch.sent.push(Sent { name, since, before: None });
+            }
+            self.fresh = fresh.next();
+        }
     }
 
     /// Whether `name` is an endpoint of a version that is still there: then it alone is gone, and takes no
@@ -225,13 +262,13 @@ impl Interest {
 
     /// Whether there is something to send, if it may be.
     pub(super) fn is_waiting(&self) -> bool {
-        self.asked && (self.greeting_owed || !self.open.is_empty())
+        self.asked && (self.greeting_owed || self.fresh.is_some() || !self.open.is_empty())
     }
 
     /// Whether there is something to send that is not a removal.
     pub(super) fn has_to_send(&self, snapshot: &Snapshot) -> bool {
         let there = |name: &Name| snapshot.resource(&self.shelf, name).is_some();
-        self.asked && (self.greeting_owed || self.open.keys().any(there))
+        self.asked && (self.greeting_owed || self.fresh.is_some() || self.open.keys().any(there))
     }
 
     /// Whether there is something to send that the client has nothing of, or has to get again.
@@ -240,12 +277,12 @@ impl Interest {
             matches!(open.held, Held::Nothing | Held::Absent | Held::Version(None, _))
                 && snapshot.resource(&self.shelf, name).is_some()
         };
-        self.asked && self.open.iter().any(news)
+        self.asked && (self.fresh.is_some() || self.open.iter().any(news))
     }
 
     /// Whether the client has been sent everything and has accepted it, or has had its time to.
     pub(super) fn is_settled(&self, now: Instant) -> bool {
-        !self.is_in_flight(now) && self.open.is_empty() && !self.is_refused()
+        !self.is_in_flight(now) && self.fresh.is_none() && self.open.is_empty() && !self.is_refused()
     }
 
     /// When the wait for an acknowledgement ends, or a sign of life is due.
@@ -261,7 +298,8 @@ impl Interest {
     pub(super) fn oldest_open(&self) -> Option<u64> {
         let open = self.open.values().map(|open| open.since.revision).min();
         let greeting = self.greeting_owed.then_some(1);
-        [open, self.unanswered.oldest(), self.refused.oldest(), greeting].into_iter().flatten().min()
+        let fresh = self.fresh.as_ref().map(|fresh| fresh.since.revision);
+        [open, fresh, self.unanswered.oldest(), self.refused.oldest(), greeting].into_iter().flatten().min()
     }
 }
 

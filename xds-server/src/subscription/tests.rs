@@ -710,6 +710,85 @@ fn a_cluster_that_changed_gets_its_members_again() {
 }
 
 #[test]
+fn a_cluster_that_changed_gets_what_it_calls_otherwise_again() {
+    use envoy_types::pb::envoy::config::{
+        cluster::v3::{Cluster, cluster::EdsClusterConfig},
+        endpoint::v3::{
+            ClusterLoadAssignment, LedsClusterLocalityConfig, LocalityLbEndpoints,
+            locality_lb_endpoints::LbConfig,
+        },
+    };
+    use prost::Message;
+
+    let put = |kind: Kind, name: &str, value: &[u8]| {
+        (on(kind.clone()), Name::from(name), Some(Arc::new(Resource::new(kind, name, value))))
+    };
+    let cluster = |alt_stat_name: &str| {
+        let eds = EdsClusterConfig { service_name: "elsewhere".to_owned(), ..Default::default() };
+        let alt_stat_name = alt_stat_name.to_owned();
+        Cluster { eds_cluster_config: Some(eds), alt_stat_name, ..Default::default() }.encode_to_vec()
+    };
+    let leds = LedsClusterLocalityConfig {
+        leds_collection_name: "xdstp:///t/own/*".to_owned(),
+        ..Default::default()
+    };
+    let locality = LocalityLbEndpoints {
+        lb_config: Some(LbConfig::LedsClusterLocalityConfig(leds)),
+        ..Default::default()
+    };
+    let assignment = ClusterLoadAssignment { endpoints: vec![locality], ..Default::default() };
+    let one = Snapshot::empty(0).with(
+        1,
+        [
+            put(CDS, "own", &cluster("1")),
+            put(EDS, "elsewhere", &assignment.encode_to_vec()),
+            put(LEDS, "xdstp:///t/own/a", b"1"),
+            put(LDS, "l", b"1"),
+        ],
+    );
+    let mut wire = connected(&one);
+    wire.delta(&EDS, &["elsewhere"], &[]);
+    wire.delta(&LEDS, &["xdstp:///t/own/*"], &[]);
+    while let Some(response) = wire.poll() {
+        wire.ack(&response);
+    }
+    wire.session.on_snapshot(one.with(2, [put(CDS, "own", &cluster("2"))]));
+    assert_eq!(shape(wire.poll().as_ref()), "CDS +own");
+    assert_eq!(shape(wire.poll().as_ref()), "EDS +elsewhere");
+    assert_eq!(shape(wire.poll().as_ref()), "LEDS +xdstp:///t/own/a");
+}
+
+#[test]
+fn a_member_asked_for_again_by_its_collection_is_told_as_gone() {
+    let name = |id: &str| format!("xdstp:///t/s/{id}");
+    let one = Snapshot::empty(0).with(1, [put(LEDS, &name("a"), "1")]);
+    let mut wire = Wire::new(Variant::Incremental, &one);
+    wire.delta(&LEDS, &[&name("a")], &[]);
+    let first = wire.poll().unwrap();
+    assert_eq!(shape(Some(&first)), format!("LEDS +{}", name("a")));
+    // It is held when its collection is asked for, and goes with its name before that is answered.
+    wire.delta(&LEDS, &[&name("*")], &[]);
+    wire.delta(&LEDS, &[], &[&name("a")]);
+    wire.ack(&first);
+    wire.session.on_snapshot(one.with(2, [gone(LEDS, &name("a"))]));
+    wire.wait(ACK_TIMEOUT);
+    assert_eq!(shape(wire.poll().as_ref()), format!("LEDS -{} -{}", name("*"), name("a")));
+}
+
+#[test]
+fn what_is_named_beside_a_wildcard_is_left_out_when_it_is_gone() {
+    let one = Snapshot::empty(0).with(1, [put(CDS, "a", "1"), put(CDS, "b", "1")]);
+    let mut wire = Wire::new(Variant::StateOfTheWorld, &one);
+    wire.sotw(&CDS, &["*"], "");
+    let first = wire.poll().unwrap();
+    // Named, gone and not named any more, before anything is sent.
+    wire.sotw(&CDS, &["*", "a"], &first.nonce);
+    wire.session.on_snapshot(one.with(2, [gone(CDS, "a")]));
+    wire.sotw(&CDS, &["*"], &first.nonce);
+    assert_eq!(shape(wire.poll().as_ref()), "CDS +b");
+}
+
+#[test]
 fn what_is_too_large_for_one_response_comes_in_several() {
     let large = "x".repeat(RESPONSE_BYTES / 3);
     let names = ["a", "b", "c", "d", "e"];

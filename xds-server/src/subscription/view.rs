@@ -68,6 +68,7 @@ impl Interest {
         let version = resource.as_ref().map(|resource| resource.version);
         let held = match self.open.get(name) {
             Some(open) => open.held.clone(),
+            None if self.is_fresh(name) => Held::Nothing,
             None => self.settled(name, snapshot),
         };
         let held = if let Held::Version(held, _) = held { held } else { None };
