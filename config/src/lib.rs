@@ -28,8 +28,10 @@ pub mod tls;
 pub mod xds;
 
 pub use endpoint::{Endpoint, Health, Lease};
-pub use name::{ClusterName, EndpointId, GatewayName, NameError, RouteName, ServiceName, VersionName, Zone};
+pub use name::{
+    ClusterName, EndpointId, GatewayName, NameError, RouteName, SecretName, ServiceName, VersionName, Zone,
+};
 pub use route::{Gateway, HeaderMatch, HeaderPredicate, HostPattern, PathMatch, Route, RouteMatch, Rule};
 pub use service::{Protocol, Service, Version};
 pub use split::{Split, SplitError};
-pub use tls::{CertificateFiles, GatewayTls, UpstreamTls};
+pub use tls::{CertificateFiles, Certificates, GatewayTls, UpstreamTls};

@@ -118,6 +118,10 @@ name!(
     RouteName, "route name", LABEL_RULE, is_label
 );
 name!(
+    /// A certificate and its key that clients get over SDS, for example `shop.example.com`.
+    SecretName, "secret name", ID_RULE, is_id
+);
+name!(
     /// One running instance of a version; unique within the version.
     EndpointId, "endpoint id", ID_RULE, is_id
 );

@@ -2,6 +2,7 @@
 //!
 //! - [`gateway`]: curl, openssl, h2load, grpcio and ws as clients of a gateway with certificates.
 //! - [`upstream`]: nginx and grpcio as endpoints with certificates, right ones and wrong ones.
+//! - [`secrets`]: certificates that come over SDS, to our proxy and to Envoy.
 //! - [`swap`]: certificates replaced while requests run.
 //!
 //! Certificates are made by the openssl command, for each test its own.
@@ -10,6 +11,8 @@
 
 #[path = "tls/gateway.rs"]
 mod gateway;
+#[path = "tls/secrets.rs"]
+mod secrets;
 mod support;
 #[path = "tls/swap.rs"]
 mod swap;

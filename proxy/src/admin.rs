@@ -21,6 +21,7 @@ use config::{
         leds::decode_member,
         listener::decode_listener,
         route::{PathRule, RouteConfig, decode_route_config},
+        secret::decode_secret,
     },
 };
 use serde::Serialize;
@@ -155,8 +156,10 @@ async fn config_dump(State(shared): State<Arc<Shared>>) -> Json<Value> {
         let sorted: BTreeMap<&Arc<str>, _> = held.iter().collect();
         let resources: Vec<Value> = sorted
             .into_iter()
-            .map(|(name, held)| {
-                json!({"name": &**name, "version": &*held.version, "resource": readable(kind, name, &held.value)})
+            .map(|(name, held)| match kind {
+                // Whom it is for, and no hash to guess it by.
+                ResourceType::Secret => json!({"name": &**name, "resource": readable(kind, name, &held.value)}),
+                _ => json!({"name": &**name, "version": &*held.version, "resource": readable(kind, name, &held.value)}),
             })
             .collect();
         dump.insert(kind.short().to_lowercase(), resources.into());
@@ -203,6 +206,9 @@ fn readable(kind: ResourceType, name: &str, value: &[u8]) -> Value {
         }
         ResourceType::RouteConfiguration => decode_route_config(value).map(|config| routes(&config)),
         ResourceType::LbEndpoint => decode_member(name, value).map(|e| endpoint(&e)),
+        ResourceType::Secret => {
+            decode_secret(value).map(|secret| json!({"names": secret.certificate.certificate.names}))
+        }
     };
     // What is held was read once already, so there is no error to show.
     read.unwrap_or(Value::Null)

@@ -247,8 +247,11 @@ fn singles(encoder: &mut DescriptorEncoder<'_>, shared: &Shared) -> fmt::Result 
             MetricType::Gauge,
         )?;
         for certificate in certificates {
-            let file = certificate.cert.display().to_string();
-            let labels = [("cert", file), ("serial", certificate.serial)];
+            let origin = match (certificate.files, certificate.secret) {
+                (Some(files), _) => ("cert", files.cert.display().to_string()),
+                (None, secret) => ("secret", secret.unwrap_or_default()),
+            };
+            let labels = [origin, ("serial", certificate.serial)];
             ConstGauge::new(certificate.not_after).encode(family.encode_family(&labels)?)?;
         }
     }

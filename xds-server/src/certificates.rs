@@ -32,7 +32,7 @@ pub fn check<'d>(documents: impl IntoIterator<Item = &'d Located>, now: SystemTi
     let mut named: Vec<&Located> = Vec::new();
     for located in documents {
         files += match &located.document {
-            Document::Gateway(Gateway { tls: Some(tls), .. }) => tls.certificates.len(),
+            Document::Gateway(Gateway { tls: Some(tls), .. }) => tls.certificates.files().len(),
             Document::Service(Service { tls: Some(_), .. }) => 1,
             _ => continue,
         };
@@ -94,7 +94,7 @@ impl Checker {
 
     fn gateway(&self, tls: &GatewayTls, mut fault: impl FnMut(String, String)) {
         let mut owners: HashMap<String, usize> = HashMap::new();
-        for (i, files) in tls.certificates.iter().enumerate() {
+        for (i, files) in tls.certificates.files().iter().enumerate() {
             let field = |part: Part| match part {
                 Part::Cert => format!("tls.certificates[{i}].cert"),
                 Part::Key => format!("tls.certificates[{i}].key"),

@@ -6,7 +6,9 @@ use super::{
     fields::{Context, Fields},
     node::Node,
 };
-use crate::tls::{self, CertificateFiles, GatewayTls, MAX_CERTIFICATES, UpstreamTls};
+use crate::tls::{
+    self, CertificateFiles, Certificates, GatewayTls, MAX_CERTIFICATES, SecretRef, UpstreamTls,
+};
 
 /// How a gateway terminates TLS.
 pub(super) fn gateway(node: &Node, cx: &mut Context<'_>) -> Option<GatewayTls> {
@@ -15,8 +17,8 @@ pub(super) fn gateway(node: &Node, cx: &mut Context<'_>) -> Option<GatewayTls> {
     cx.within("certificates", |cx| certificates(list, cx)).map(|certificates| GatewayTls { certificates })
 }
 
-fn certificates(node: &Node, cx: &mut Context<'_>) -> Option<Vec<CertificateFiles>> {
-    const EXAMPLE: &str = "for example `[{cert: /etc/edge.pem, key: /etc/edge.key}]`";
+fn certificates(node: &Node, cx: &mut Context<'_>) -> Option<Certificates> {
+    const EXAMPLE: &str = "for example `[{cert: /etc/edge.pem, key: /etc/edge.key}]` or `[{secret: shop}]`";
     let items = cx.list(node, &format!("certificates, {EXAMPLE}"))?;
     if items.is_empty() {
         let message = format!("is empty; a gateway with TLS has at least one certificate, {EXAMPLE}");
@@ -26,31 +28,58 @@ fn certificates(node: &Node, cx: &mut Context<'_>) -> Option<Vec<CertificateFile
         let message = format!("lists {} certificates; allowed: at most {MAX_CERTIFICATES}", items.len());
         return cx.error(node.line, message);
     }
-    let mut certificates: Vec<CertificateFiles> = Vec::with_capacity(items.len());
+    let (mut files, mut secrets) = (Vec::new(), Vec::new());
     let mut seen = HashMap::with_capacity(items.len());
     for (i, item) in items.iter().enumerate() {
         cx.within(format!("[{i}]"), |cx| {
-            let Some(files) = pair(item, cx) else { return };
-            match seen.insert(files.cert.clone(), i) {
-                None => certificates.push(files),
-                Some(first) => cx
-                    .within("cert", |cx| {
-                        let path = files.cert.display();
-                        cx.error(
-                            item.line,
-                            format!("`{path}` is certificates[{first}] already; list it once"),
-                        )
-                    })
-                    .unwrap_or_default(),
+            let Some(certificate) = certificate(item, cx) else { return };
+            let (field, shown) = match &certificate {
+                One::Files(files) => ("cert", files.cert.display().to_string()),
+                One::Secret(reference) => ("secret", reference.secret.to_string()),
+            };
+            let first = *seen.entry((field, shown.clone())).or_insert(i);
+            if first < i {
+                let message = format!("`{shown}` is certificates[{first}] already; list it once");
+                return cx.within(field, |cx| cx.error(item.line, message)).unwrap_or_default();
+            }
+            match certificate {
+                One::Files(pair) => files.push(pair),
+                One::Secret(reference) => secrets.push(reference),
             }
         });
     }
-    (certificates.len() == items.len()).then_some(certificates)
+    if files.len() + secrets.len() < items.len() {
+        return None;
+    }
+    match (files.is_empty(), secrets.is_empty()) {
+        (false, false) => cx.error(
+            node.line,
+            "has both files and secrets; a gateway takes all its certificates from files, or all from secrets",
+        ),
+        (false, true) => Some(Certificates::Files(files)),
+        _ => Some(Certificates::Secrets(secrets)),
+    }
 }
 
-fn pair(node: &Node, cx: &mut Context<'_>) -> Option<CertificateFiles> {
-    let fields = cx.fields(node, "a certificate", &["cert", "key"])?;
-    let (cert, key) = (path(&fields, cx, "cert"), path(&fields, cx, "key"));
+/// One entry of a gateway's certificates.
+enum One {
+    Files(CertificateFiles),
+    Secret(SecretRef),
+}
+
+fn certificate(node: &Node, cx: &mut Context<'_>) -> Option<One> {
+    let fields = cx.fields(node, "a certificate", &["cert", "key", "secret"])?;
+    let Some(name) = fields.optional("secret") else { return files(&fields, cx).map(One::Files) };
+    if fields.optional("cert").or(fields.optional("key")).is_some() {
+        return cx.error(fields.line, "has both files and a secret; give `cert` and `key`, or `secret`");
+    }
+    let secret = cx.within("secret", |cx| cx.parsed(name, "the name of a secret"))?;
+    Some(One::Secret(SecretRef { secret }))
+}
+
+/// The files of a certificate and its key.
+fn files(fields: &Fields<'_>, cx: &mut Context<'_>) -> Option<CertificateFiles> {
+    let (cert, key) = (path(fields, cx, "cert"), path(fields, cx, "key"));
     Some(CertificateFiles { cert: cert?, key: key? })
 }
 
@@ -74,6 +103,11 @@ fn path(fields: &Fields<'_>, cx: &mut Context<'_>, name: &str) -> Option<PathBuf
     let node = fields.required(cx, name)?;
     cx.within(name, |cx| {
         let text = cx.text(node, "the absolute path of a PEM file")?;
+        if text.contains("-----BEGIN") {
+            // Not shown: it may be a key.
+            return cx
+                .error(node.line, "is PEM itself; put it in a file, and give the absolute path of that");
+        }
         match tls::check_path(text) {
             Ok(()) => Some(PathBuf::from(text)),
             Err(error) => {
@@ -103,7 +137,13 @@ mod tests {
     fn what_is_written_as_json_reads_back_the_same() {
         let gateway = "tls: {certificates: [{cert: /a.pem, key: /a.key}, {cert: /b.pem, key: /a.key}]}\n";
         let service = "protocol: grpc\ntls: {ca: /ca.pem, sni: Shop.Internal}\n";
-        for text in [GATEWAY.to_owned(), format!("{GATEWAY}{gateway}"), format!("{SERVICE}{service}")] {
+        let secrets = "tls: {certificates: [{secret: a.example}, {secret: b}]}\n";
+        for text in [
+            GATEWAY.to_owned(),
+            format!("{GATEWAY}{gateway}"),
+            format!("{GATEWAY}{secrets}"),
+            format!("{SERVICE}{service}"),
+        ] {
             let read = document(&text);
             let json = serde_json::to_value(&read).unwrap();
             assert_eq!(from_json("stored", &json).as_ref(), Ok(&read));
@@ -139,6 +179,31 @@ mod tests {
                 GATEWAY,
                 "tls:\n  certificates:\n  - {cert: /a, key: /k}\n  - {cert: /a, key: /l}",
                 "m:7: tls.certificates[1].cert: `/a` is certificates[0] already",
+            ),
+            (
+                GATEWAY,
+                "tls:\n  certificates:\n  - {cert: /a, key: /k}\n  - {secret: a}",
+                "m:6: tls.certificates: has both files and secrets",
+            ),
+            (
+                GATEWAY,
+                "tls:\n  certificates:\n  - {secret: a}\n  - {secret: a}",
+                "m:7: tls.certificates[1].secret: `a` is certificates[0] already",
+            ),
+            (
+                GATEWAY,
+                "tls:\n  certificates:\n  - {secret: a, key: /k}",
+                "m:6: tls.certificates[0]: has both files and a secret",
+            ),
+            (
+                GATEWAY,
+                "tls: {certificates: [{secret: a/b}]}",
+                "m:4: tls.certificates[0].secret: `a/b` is not a secret name",
+            ),
+            (
+                GATEWAY,
+                "tls:\n  certificates:\n  - cert: /a\n    key: |\n      -----BEGIN PRIVATE KEY-----\n      abc",
+                "m:8: tls.certificates[0].key: is PEM itself",
             ),
             (GATEWAY, "tls: {sni: a}", "m:4: tls.sni: is not a field of the tls of a Gateway"),
             (SERVICE, "tls: {ca: /ca}", "m:4: tls.sni: is missing"),

@@ -2,18 +2,22 @@
 //!
 //! - this file: the names, as manifests and xDS carry them. Nothing here opens a file.
 //! - `pair`: the bytes of a certificate and its key → a [`Certificate`] to serve with. Pure.
+//! - `secret`: which certificates a gateway names. `pem`: a pair that came as text. Pure.
 //! - `identity`: whom a client certificate speaks for. Pure.
 //! - `files`: reads files, within a bound. `fingerprint`: whether they changed since. `client`: what
 //!   connections to a control plane start with. No other room of this crate reads files.
 //!
-//! Certificates stay files: they are named by path in manifests and in xDS, so that private keys are
-//! neither stored by the server nor sent over the network.
+//! A gateway names its certificates in one of two ways. As files, by paths that every proxy reads for
+//! itself: private keys are neither stored by the server nor sent over the network. Or as secrets, which the
+//! server was given over its API, and gives to proxies over SDS.
 
 mod client;
 mod files;
 mod fingerprint;
 mod identity;
 mod pair;
+mod pem;
+mod secret;
 
 use std::path::{Path, PathBuf};
 
@@ -25,6 +29,8 @@ pub use files::{Fault, FileError, MAX_FILE, read, read_ca};
 pub use fingerprint::{Fingerprint, contents};
 pub use identity::identities;
 pub use pair::{Certificate, PairError, Part, Validity, authorities, certified_key};
+pub use pem::CertificatePem;
+pub use secret::{Certificates, SecretRef};
 
 /// How many certificates a gateway may have.
 pub const MAX_CERTIFICATES: usize = 1_000;
@@ -46,9 +52,8 @@ pub struct CertificateFiles {
 /// How a gateway terminates TLS.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct GatewayTls {
-    /// What it can show; never empty, no duplicates, at most [`MAX_CERTIFICATES`]. Clients that name no
-    /// host, or one that no certificate is for, are shown the first.
-    pub certificates: Vec<CertificateFiles>,
+    /// What it can show. Clients that name no host, or one that no certificate is for, are shown the first.
+    pub certificates: Certificates,
 }
 
 /// How a proxy connects to the instances of a service over TLS.

@@ -142,7 +142,7 @@ pub fn authorities(pem: &[u8]) -> Result<RootCertStore, PairError> {
 }
 
 /// At least one certificate, each of which is one.
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PairError> {
+pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PairError> {
     let mut chain = Vec::new();
     for der in CertificateDer::pem_slice_iter(pem) {
         let bad = PairError::BadCertificate(chain.len() + 1);
@@ -153,7 +153,7 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PairError> {
     if chain.is_empty() { Err(PairError::NoCertificate) } else { Ok(chain) }
 }
 
-fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, PairError> {
+pub(super) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, PairError> {
     match PrivateKeyDer::pem_slice_iter(pem).next() {
         Some(Ok(key)) => Ok(key),
         // PKCS#8 (RFC 7468 §11) has a block of its own; older forms a header inside theirs (RFC 1421

@@ -1,6 +1,6 @@
 //! A gateway ↔ `Listener` (envoy/config/listener/v3/listener.proto).
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use envoy_types::pb::{
     envoy::{
@@ -38,9 +38,28 @@ pub struct ListenerConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerTls {
     /// What it can show; never empty. The first is for clients whose name no other is for.
-    pub certificates: Vec<CertificateFiles>,
+    pub certificates: ListenerCertificates,
     /// The protocols it offers, best first (RFC 7301); empty when nothing is negotiated.
     pub alpn: Vec<String>,
+}
+
+/// Where the certificates of a listener come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenerCertificates {
+    /// Files of the proxy.
+    Files(Vec<CertificateFiles>),
+    /// Secrets, by name, on the same stream.
+    Secrets(Vec<Arc<str>>),
+}
+
+impl ListenerConfig {
+    /// The names of the secrets that it needs.
+    pub fn secrets(&self) -> &[Arc<str>] {
+        match self.tls.as_ref().map(|tls| &tls.certificates) {
+            Some(ListenerCertificates::Secrets(names)) => names,
+            _ => &[],
+        }
+    }
 }
 
 /// The listener of `gateway`. Its route configuration has the gateway's name.

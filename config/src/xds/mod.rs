@@ -8,6 +8,7 @@
 //! - `client`: which client means which of these forms.
 //! - [`leds`]: one endpoint ↔ `LbEndpoint`, and the collections that endpoints are in.
 //! - [`load`]: what load reports carry beyond the standard.
+//! - [`secret`]: a certificate and its key ↔ `Secret`.
 //! - `tls`: the transport sockets of listeners and clusters.
 //!
 //! Encoding is total: what exists in the domain has an xDS form that Envoy accepts. Decoding reads
@@ -22,6 +23,7 @@ pub mod leds;
 pub mod listener;
 pub mod load;
 pub mod route;
+pub mod secret;
 mod tls;
 
 use std::{fmt, time::Duration};
@@ -49,13 +51,21 @@ pub enum ResourceType {
     RouteConfiguration,
     /// LEDS: `envoy.config.endpoint.v3.LbEndpoint`
     LbEndpoint,
+    /// SDS: `envoy.extensions.transport_sockets.tls.v3.Secret`
+    Secret,
 }
 
 impl ResourceType {
     /// Every type; the first four in make-before-break order (xDS protocol, "Eventual consistency
-    /// considerations": CDS, EDS, LDS, RDS). LEDS belongs to EDS.
-    pub const ALL: [Self; 5] =
-        [Self::Cluster, Self::LoadAssignment, Self::Listener, Self::RouteConfiguration, Self::LbEndpoint];
+    /// considerations": CDS, EDS, LDS, RDS). LEDS belongs to EDS, SDS to LDS.
+    pub const ALL: [Self; 6] = [
+        Self::Cluster,
+        Self::LoadAssignment,
+        Self::Listener,
+        Self::RouteConfiguration,
+        Self::LbEndpoint,
+        Self::Secret,
+    ];
 
     /// Its `type_url`.
     pub const fn type_url(self) -> &'static str {
@@ -65,6 +75,7 @@ impl ResourceType {
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::RouteConfiguration => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
             Self::LbEndpoint => "type.googleapis.com/envoy.config.endpoint.v3.LbEndpoint",
+            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         }
     }
 
@@ -78,7 +89,7 @@ impl ResourceType {
         self as usize
     }
 
-    /// Short name for logs, metrics and tables: `CDS`, `EDS`, `LDS`, `RDS`, `LEDS`.
+    /// Short name for logs, metrics and tables: `CDS`, `EDS`, `LDS`, `RDS`, `LEDS`, `SDS`.
     pub const fn short(self) -> &'static str {
         match self {
             Self::Cluster => "CDS",
@@ -86,6 +97,7 @@ impl ResourceType {
             Self::Listener => "LDS",
             Self::RouteConfiguration => "RDS",
             Self::LbEndpoint => "LEDS",
+            Self::Secret => "SDS",
         }
     }
 

@@ -4,21 +4,31 @@
 //! Only what is listed here is honoured; whatever else a message says about who may connect, or what
 //! is trusted, is refused by name, for leaving it out would weaken what its writer asked for.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use envoy_types::pb::envoy::{
-    config::core::v3::{DataSource, TransportSocket, data_source::Specifier, transport_socket::ConfigType},
+    config::core::v3::{
+        ConfigSource, DataSource, TransportSocket, config_source::ConfigSourceSpecifier,
+        data_source::Specifier, transport_socket::ConfigType,
+    },
     extensions::transport_sockets::tls::v3::{
         CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext,
-        DownstreamTlsContext, SubjectAltNameMatcher, TlsCertificate, TlsParameters, UpstreamTlsContext,
-        common_tls_context::ValidationContextType, subject_alt_name_matcher::SanType,
+        DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher, TlsCertificate, TlsParameters,
+        UpstreamTlsContext, common_tls_context::ValidationContextType, subject_alt_name_matcher::SanType,
         tls_parameters::TlsProtocol,
     },
     r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern},
 };
 use prost::{Message, Name};
 
-use super::{DecodeError, decode, listener::ListenerTls, pack};
+use super::{
+    DecodeError, ads, decode,
+    listener::{ListenerCertificates, ListenerTls},
+    pack,
+};
 use crate::tls::{CertificateFiles, GATEWAY_ALPN, GatewayTls, UpstreamTls, check_sni};
 
 /// The extension's well-known name.
@@ -26,14 +36,19 @@ const TLS: &str = "envoy.transport_sockets.tls";
 
 /// What terminates the TLS of a gateway. Of several certificates Envoy, too, chooses by server name.
 pub(super) fn encode_downstream(tls: &GatewayTls) -> TransportSocket {
-    let certificates = tls.certificates.iter().map(|files| TlsCertificate {
+    let certificates = tls.certificates.files().iter().map(|files| TlsCertificate {
         certificate_chain: Some(file(&files.cert)),
         private_key: Some(file(&files.key)),
         ..Default::default()
     });
+    let secrets = tls
+        .certificates
+        .secrets()
+        .map(|name| SdsSecretConfig { name: name.to_string(), sds_config: Some(ads()) });
     socket(&DownstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             tls_certificates: certificates.collect(),
+            tls_certificate_sds_secret_configs: secrets.collect(),
             alpn_protocols: GATEWAY_ALPN.map(str::to_owned).to_vec(),
             ..Default::default()
         }),
@@ -128,27 +143,46 @@ pub(super) fn decode_downstream(field: &str, socket: &TransportSocket) -> Result
         let message = "client certificates are not supported, so there is nothing to validate";
         return Err(DecodeError::new(format!("{field}.validation_context"), message));
     }
-    let field = format!("{field}.tls_certificates");
-    if common.tls_certificates.is_empty() {
-        return Err(DecodeError::new(field, "is empty; at least one certificate is needed"));
-    }
-    let certificates = common.tls_certificates.iter().enumerate();
-    let certificates = certificates
-        .map(|(i, c)| decode_certificate(&format!("{field}[{i}]"), c))
-        .collect::<Result<_, _>>()?;
+    let certificates = decode_certificates(&field, &common)?;
     Ok(ListenerTls { certificates, alpn: common.alpn_protocols })
 }
 
+fn decode_certificates(field: &str, common: &CommonTlsContext) -> Result<ListenerCertificates, DecodeError> {
+    let secrets = format!("{field}.tls_certificate_sds_secret_configs");
+    let field = format!("{field}.tls_certificates");
+    match (&*common.tls_certificates, &*common.tls_certificate_sds_secret_configs) {
+        ([], []) => Err(DecodeError::new(field, "is empty; at least one certificate is needed")),
+        (certificates, []) => {
+            let certificates = certificates.iter().enumerate();
+            let files = certificates.map(|(i, c)| decode_certificate(&format!("{field}[{i}]"), c));
+            Ok(ListenerCertificates::Files(files.collect::<Result<_, _>>()?))
+        }
+        ([], configs) => {
+            let configs = configs.iter().enumerate();
+            let names = configs.map(|(i, c)| decode_reference(&format!("{secrets}[{i}]"), c));
+            Ok(ListenerCertificates::Secrets(names.collect::<Result<_, _>>()?))
+        }
+        // "If this field is set, tls_certificate_sds_secret_configs is ignored": not what was meant.
+        _ => Err(DecodeError::new(secrets, "is set beside tls_certificates; only one of them is supported")),
+    }
+}
+
+/// The name of a secret that comes on the stream of the listener.
+fn decode_reference(field: &str, config: &SdsSecretConfig) -> Result<Arc<str>, DecodeError> {
+    if config.name.is_empty() {
+        return Err(DecodeError::missing(&format!("{field}.name")));
+    }
+    match &config.sds_config {
+        Some(ConfigSource {
+            config_source_specifier: Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)),
+            ..
+        }) => Ok(config.name.as_str().into()),
+        _ => Err(DecodeError::new(format!("{field}.sds_config"), "only ads and self are supported")),
+    }
+}
+
 fn decode_certificate(field: &str, certificate: &TlsCertificate) -> Result<CertificateFiles, DecodeError> {
-    let refused = [
-        ("pkcs12", certificate.pkcs12.is_some()),
-        ("private_key_provider", certificate.private_key_provider.is_some()),
-        ("password", certificate.password.is_some()),
-        ("ocsp_staple", certificate.ocsp_staple.is_some()),
-        ("signed_certificate_timestamp", !certificate.signed_certificate_timestamp.is_empty()),
-        ("tls_params", certificate.tls_params.is_some()),
-    ];
-    refuse(field, refused)?;
+    check_certificate(field, certificate)?;
     let path = |name, source: &Option<DataSource>| decode_file(&format!("{field}.{name}"), source.as_ref());
     Ok(CertificateFiles {
         cert: path("certificate_chain", &certificate.certificate_chain)?,
@@ -175,9 +209,14 @@ pub(super) fn decode_upstream(socket: &TransportSocket, http2: bool) -> Result<U
     let common_field = at("common_tls_context");
     let common = context.common_tls_context.ok_or_else(|| DecodeError::missing(&common_field))?;
     check_common(&common_field, &common)?;
-    if !common.tls_certificates.is_empty() {
-        let message = "certificates of the proxy's own are not supported";
-        return Err(DecodeError::new(format!("{common_field}.tls_certificates"), message));
+    let message = "certificates of the proxy's own are not supported";
+    for (name, is_set) in [
+        ("tls_certificates", !common.tls_certificates.is_empty()),
+        ("tls_certificate_sds_secret_configs", !common.tls_certificate_sds_secret_configs.is_empty()),
+    ] {
+        if is_set {
+            return Err(DecodeError::new(format!("{common_field}.{name}"), message));
+        }
     }
     let wanted = if http2 { "h2" } else { "http/1.1" };
     if !common.alpn_protocols.is_empty() && !common.alpn_protocols.iter().any(|p| p == wanted) {
@@ -242,7 +281,6 @@ fn check_common(field: &str, common: &CommonTlsContext) -> Result<(), DecodeErro
     refuse(
         field,
         [
-            ("tls_certificate_sds_secret_configs", !common.tls_certificate_sds_secret_configs.is_empty()),
             ("tls_certificate_provider_instance", common.tls_certificate_provider_instance.is_some()),
             ("custom_tls_certificate_selector", common.custom_tls_certificate_selector.is_some()),
             ("custom_handshaker", common.custom_handshaker.is_some()),
@@ -285,6 +323,19 @@ fn check_params(field: &str, params: &TlsParameters) -> Result<(), DecodeError> 
             ("compliance_policies", !params.compliance_policies.is_empty()),
         ],
     )
+}
+
+/// Refuses what would make of a certificate more than a chain and its key.
+pub(super) fn check_certificate(field: &str, certificate: &TlsCertificate) -> Result<(), DecodeError> {
+    let refused = [
+        ("pkcs12", certificate.pkcs12.is_some()),
+        ("private_key_provider", certificate.private_key_provider.is_some()),
+        ("password", certificate.password.is_some()),
+        ("ocsp_staple", certificate.ocsp_staple.is_some()),
+        ("signed_certificate_timestamp", !certificate.signed_certificate_timestamp.is_empty()),
+        ("tls_params", certificate.tls_params.is_some()),
+    ];
+    refuse(field, refused)
 }
 
 fn decode_file(field: &str, source: Option<&DataSource>) -> Result<PathBuf, DecodeError> {

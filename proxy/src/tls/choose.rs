@@ -45,13 +45,13 @@ impl Choice {
         if loaded.is_empty() { None } else { Some(Self { loaded, exact, wildcard }) }
     }
 
-    /// The same with `newer` in the place of what came from its files; `None` when nothing did.
+    /// The same with `newer` in the place of what came from where it does; `None` when nothing did.
     pub(super) fn with(&self, newer: &Arc<Loaded>) -> Option<Self> {
-        if self.loaded.iter().all(|loaded| loaded.files != newer.files) {
+        if self.loaded.iter().all(|loaded| loaded.origin != newer.origin) {
             return None;
         }
         let replaced =
-            |loaded: &Arc<Loaded>| Arc::clone(if loaded.files == newer.files { newer } else { loaded });
+            |loaded: &Arc<Loaded>| Arc::clone(if loaded.origin == newer.origin { newer } else { loaded });
         Self::new(self.loaded.iter().map(replaced).collect())
     }
 

@@ -1,20 +1,20 @@
 //! TLS (RFC 8446, RFC 5246) on both sides of the proxy: certificates, trusted authorities, and the
-//! files they come from.
+//! files or secrets they come from.
 //!
 //! # Rooms
 //! - `choose`: pure; which certificate a client is shown, by the name it asks for.
 //! - `server`: what a listener terminates TLS with. `client`: what connections to endpoints start with.
 //! - `stream`: a client's connection, without rustls' buffers.
 //! - `read`: files → what they hold, with a fingerprint of the bytes.
-//! - `registry`: all of the above that is in use, compared with its files on request.
-//! - `watch`: when to compare. `places`: which directory entries lead to a file. `inotify`: news of
-//!   them from the kernel (`elsewhere` on systems without).
+//! - `registry`: all of the above that is in use, compared with its files on request; the crate `watch`
+//!   knows when. `secrets`: what servers gave over SDS.
 //! - `suites`: the one provider of cryptography.
 //!
 //! # What happens when
 //! A listener's TLS is prepared before the update that names it is acknowledged, and published after
 //! ([`Tls::prepare`], [`Tls::server`], [`ServerTls::publish`]). From then on the watcher keeps it like
-//! its files. A swap stores one pointer: no connection, no listener and no configuration notices.
+//! its files. A secret is taken in before it is acknowledged ([`Tls::put_secret`]), and shown by every
+//! listener that names it. A swap stores one pointer: no connection and no listener notices.
 //!
 //! # Architecture invariants
 //! - A pair that is not whole (half written, a key of another certificate) never replaces one that is.
@@ -25,17 +25,14 @@
 
 mod choose;
 mod client;
-#[cfg_attr(not(target_os = "linux"), path = "elsewhere.rs")]
-mod inotify;
-mod places;
 mod read;
 mod registry;
+mod secrets;
 mod server;
 mod stream;
 mod suites;
 #[cfg(test)]
 mod tests;
-mod watch;
 
 pub(crate) use client::{Alpn, ClientTls};
 pub(crate) use registry::Tls;

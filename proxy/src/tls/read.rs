@@ -1,6 +1,7 @@
 //! Files → what they hold, with a fingerprint of the bytes it was made of. Blocking.
 
 use std::{
+    fmt,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -8,7 +9,7 @@ use std::{
 
 use config::{
     tls::{Certificate, CertificateFiles, FileError, Fingerprint, Validity},
-    xds::listener::ListenerTls,
+    xds::secret::SecretConfig,
 };
 use rustls::{RootCertStore, client::WebPkiServerVerifier};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
@@ -32,6 +33,9 @@ pub(crate) enum TlsError {
     /// A listener without a certificate.
     #[error("a listener that terminates TLS has no certificate; give at least one")]
     NoCertificate,
+    /// A secret that no server has given yet.
+    #[error("its secret `{0}` has not come from the server yet")]
+    NoSecret(Arc<str>),
     /// A protocol that cannot be offered (RFC 7301 §3.1: 1 to 255 bytes).
     #[error("{0:?} cannot be offered by ALPN; give 1 to 255 bytes, for example `h2`")]
     Alpn(String),
@@ -49,11 +53,21 @@ pub(super) fn of_pair(files: &CertificateFiles) -> Fingerprint {
     Fingerprint::of([&files.cert, &files.key])
 }
 
+/// Where a certificate came from; its successors come from there too.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Origin {
+    /// Files of this machine.
+    Files(CertificateFiles),
+    /// A server, by the name of the secret.
+    Secret(Arc<str>),
+}
+
 /// A certificate that can be shown, and where it came from.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    pub(super) files: CertificateFiles,
-    pub(super) fingerprint: Fingerprint,
+    pub(super) origin: Origin,
+    /// Of the bytes of its files; none of a secret.
+    pub(super) fingerprint: Option<Fingerprint>,
     pub(super) certificate: Certificate,
     /// Hexadecimal, as issuers and browsers write it.
     pub(super) serial: String,
@@ -65,28 +79,48 @@ impl Loaded {
     pub(super) fn read(files: &CertificateFiles) -> Result<Arc<Self>, TlsError> {
         let (fingerprint, certificate) =
             settled(|| of_pair(files), || config::tls::read(files), || files.cert.display().to_string())?;
-        let at = SystemTime::now();
-        warn_of_validity(files, &certificate, at);
-        let serial = serial(&certificate);
-        Ok(Arc::new(Self { files: files.clone(), fingerprint, certificate, serial, at }))
+        Ok(Self::new(Origin::Files(files.clone()), Some(fingerprint), certificate))
     }
 
-    /// All certificates of a listener, in its order.
-    pub(super) fn read_all(tls: &ListenerTls) -> Result<Vec<Arc<Self>>, TlsError> {
-        if tls.certificates.is_empty() {
-            return Err(TlsError::NoCertificate);
+    /// What a server gave.
+    pub(super) fn given(secret: &SecretConfig) -> Arc<Self> {
+        let name = secret.name.as_str().into();
+        Self::new(Origin::Secret(name), None, secret.certificate.certificate.clone())
+    }
+
+    fn new(origin: Origin, fingerprint: Option<Fingerprint>, certificate: Certificate) -> Arc<Self> {
+        let at = SystemTime::now();
+        warn_of_validity(&origin, &certificate, at);
+        let serial = serial(&certificate);
+        Arc::new(Self { origin, fingerprint, certificate, serial, at })
+    }
+
+    /// The files it came from.
+    pub(super) fn files(&self) -> Option<&CertificateFiles> {
+        match &self.origin {
+            Origin::Files(files) => Some(files),
+            Origin::Secret(_) => None,
         }
-        tls.certificates.iter().map(Self::read).collect()
     }
 }
 
-fn warn_of_validity(files: &CertificateFiles, certificate: &Certificate, now: SystemTime) {
-    let path = files.cert.display();
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Files(files) => write!(f, "{}", files.cert.display()),
+            Self::Secret(name) => write!(f, "of secret `{name}`"),
+        }
+    }
+}
+
+fn warn_of_validity(origin: &Origin, certificate: &Certificate, now: SystemTime) {
     match certificate.validity(now) {
-        Validity::Expired => tracing::warn!("the certificate {path} has expired; clients will refuse it"),
-        Validity::NotYet => tracing::warn!("the certificate {path} is not valid yet; clients will refuse it"),
+        Validity::Expired => tracing::warn!("the certificate {origin} has expired; clients will refuse it"),
+        Validity::NotYet => {
+            tracing::warn!("the certificate {origin} is not valid yet; clients will refuse it");
+        }
         Validity::Valid if certificate.not_after < now + SOON => {
-            tracing::warn!("the certificate {path} expires within three days");
+            tracing::warn!("the certificate {origin} expires within three days");
         }
         Validity::Valid => {}
     }

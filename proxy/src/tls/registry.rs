@@ -17,10 +17,12 @@ use config::{
 };
 use serde::Serialize;
 use tokio::sync::Notify;
+use watch::{Followed, Pace, Watcher};
 
 use super::{
     client::{Alpn, Authority, ClientTls},
-    read::{Loaded, Roots, TlsError, of_pair},
+    read::{Loaded, Origin, Roots, TlsError, of_pair},
+    secrets::Secrets,
     server::{Prepared, ServerTls},
 };
 
@@ -33,10 +35,9 @@ impl Tls {
     /// files, each at most 1 MiB.
     ///
     /// # Errors
-    /// When a file cannot be used; the text names it.
-    #[allow(clippy::unused_self)] // the counterpart of `server`, where callers look for it
+    /// When a file cannot be used, or a secret has not come; the text names it.
     pub(crate) fn prepare(&self, tls: &ListenerTls) -> Result<Prepared, TlsError> {
-        Prepared::read(tls)
+        Prepared::read(tls, &self.0.secrets)
     }
 
     /// What a new listener serves with. Its files are watched until it is dropped.
@@ -85,7 +86,13 @@ impl Tls {
         Ok(client)
     }
 
-    /// How often what is in use was replaced because its files changed.
+    /// Watches the files of everything in use, on the runtime it is called in and its blocking
+    /// threads. Once a process.
+    pub(crate) fn watch(&self) -> Watcher {
+        watch::follow(Arc::clone(&self.0), Pace::default())
+    }
+
+    /// How often what is in use was replaced because its files or its secret changed.
     pub(crate) fn certificate_swaps(&self) -> u64 {
         self.0.swaps.load(Ordering::Relaxed)
     }
@@ -98,21 +105,29 @@ impl Tls {
     /// The certificates that listeners show, each once.
     pub(crate) fn certificates(&self) -> Vec<CertificateView> {
         let failing = self.0.failing().clone();
-        let view = |(files, loaded): (CertificateFiles, Arc<Loaded>)| CertificateView {
-            not_before: unix_seconds(loaded.certificate.not_before),
-            not_after: unix_seconds(loaded.certificate.not_after),
-            names: loaded.certificate.names.clone(),
-            serial: loaded.serial.clone(),
-            loaded_at: unix_seconds(loaded.at),
-            error: failing.get(&Source::Pair(files.clone())).map(|failure| failure.error.clone()),
-            cert: files.cert,
-            key: files.key,
+        let view = |loaded: Arc<Loaded>| {
+            let (files, secret) = match &loaded.origin {
+                Origin::Files(files) => (Some(files.clone()), None),
+                Origin::Secret(name) => (None, Some(name.to_string())),
+            };
+            CertificateView {
+                not_before: unix_seconds(loaded.certificate.not_before),
+                not_after: unix_seconds(loaded.certificate.not_after),
+                names: loaded.certificate.names.clone(),
+                serial: loaded.serial.clone(),
+                loaded_at: unix_seconds(loaded.at),
+                error: files
+                    .clone()
+                    .and_then(|files| failing.get(&Source::Pair(files)).map(|failure| failure.error.clone())),
+                files,
+                secret,
+            }
         };
         let mut shown = BTreeMap::new();
         for server in self.0.servers() {
-            shown.extend(server.choice().loaded().iter().map(|l| (l.files.clone(), Arc::clone(l))));
+            shown.extend(server.choice().loaded().iter().map(|l| (l.origin.clone(), Arc::clone(l))));
         }
-        shown.into_iter().map(view).collect()
+        shown.into_values().map(view).collect()
     }
 
     /// The files of authorities that clusters trust.
@@ -134,8 +149,12 @@ impl Tls {
 /// A certificate in use, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct CertificateView {
-    pub(crate) cert: PathBuf,
-    pub(crate) key: PathBuf,
+    /// `cert` and `key`, unless a server gave it.
+    #[serde(flatten)]
+    pub(crate) files: Option<CertificateFiles>,
+    /// The name by which a server gave it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) secret: Option<String>,
     /// The DNS names it is for.
     pub(crate) names: Vec<String>,
     /// Hexadecimal bytes with colons between them.
@@ -188,10 +207,11 @@ pub(super) struct Registry {
     /// Held while a client is made, so that no file of authorities is in use twice.
     making: Mutex<()>,
     failing: Mutex<HashMap<Source, Failure>>,
-    swaps: AtomicU64,
+    pub(super) secrets: Secrets,
+    pub(super) swaps: AtomicU64,
     errors: AtomicU64,
     /// Something came, went or changed: the watcher is to look.
-    pub(super) changed: Notify,
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -201,31 +221,41 @@ struct State {
     authorities: BTreeMap<PathBuf, Weak<Authority>>,
 }
 
-impl Registry {
-    pub(super) fn look(&self) {
-        self.changed.notify_one();
-    }
-
-    /// Every file that something in use came from.
-    pub(super) fn files(&self) -> Vec<PathBuf> {
+impl Followed for Registry {
+    fn files(&self) -> Vec<PathBuf> {
         let mut files: Vec<PathBuf> = self.authorities().iter().map(|a| a.ca.clone()).collect();
         for server in self.servers() {
             let choice = server.choice();
-            files.extend(choice.loaded().iter().flat_map(|l| [l.files.cert.clone(), l.files.key.clone()]));
+            let pairs = choice.loaded().iter().filter_map(|loaded| loaded.files());
+            files.extend(pairs.flat_map(|pair| [pair.cert.clone(), pair.key.clone()]));
         }
         files.sort_unstable();
         files.dedup();
         files
     }
 
-    /// Compares everything in use with its files, and takes what changed. Returns whether something
-    /// could not be taken. Blocking.
-    pub(super) fn compare(&self) -> bool {
-        let mut pairs: BTreeMap<CertificateFiles, Vec<(Arc<ServerTls>, Fingerprint)>> = BTreeMap::new();
+    fn compare(&self) -> bool {
+        self.compare_all()
+    }
+
+    fn changed(&self) -> &Notify {
+        &self.changed
+    }
+}
+
+impl Registry {
+    pub(super) fn look(&self) {
+        self.changed.notify_one();
+    }
+
+    fn compare_all(&self) -> bool {
+        type Holder = (Arc<ServerTls>, Option<Fingerprint>);
+        let mut pairs: BTreeMap<CertificateFiles, Vec<Holder>> = BTreeMap::new();
         for server in self.servers() {
             for loaded in server.choice().loaded() {
+                let Some(files) = loaded.files() else { continue };
                 let holder = (Arc::clone(&server), loaded.fingerprint);
-                pairs.entry(loaded.files.clone()).or_default().push(holder);
+                pairs.entry(files.clone()).or_default().push(holder);
             }
         }
         let authorities = self.authorities();
@@ -237,7 +267,7 @@ impl Registry {
 
         for (files, holders) in pairs {
             let now = of_pair(&files);
-            if holders.iter().all(|(_, held)| *held == now) {
+            if holders.iter().all(|(_, held)| *held == Some(now)) {
                 self.failing().remove(&Source::Pair(files));
                 continue;
             }
@@ -290,7 +320,7 @@ impl Registry {
         }
     }
 
-    fn servers(&self) -> Vec<Arc<ServerTls>> {
+    pub(super) fn servers(&self) -> Vec<Arc<ServerTls>> {
         self.state().servers.iter().filter_map(Weak::upgrade).collect()
     }
 

@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use config::xds::listener::ListenerTls;
+use config::xds::listener::{ListenerCertificates, ListenerTls};
 use rustls::{ServerConfig, crypto::ring::Ticketer, server::ServerSessionMemoryCache};
 
 use super::{
     choose::{Choice, Resolver},
     read::{Loaded, TlsError},
     registry::Registry,
+    secrets::Secrets,
     suites,
 };
 
@@ -30,14 +31,20 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// Reads the files of `tls`. Blocking.
-    pub(super) fn read(tls: &ListenerTls) -> Result<Self, TlsError> {
+    /// Reads the files of `tls`, or finds its secrets. Blocking.
+    pub(super) fn read(tls: &ListenerTls, secrets: &Secrets) -> Result<Self, TlsError> {
         let speaks = |name: &String| match name.len() {
             1..=MAX_PROTOCOL => Ok(name.clone().into_bytes()),
             _ => Err(TlsError::Alpn(name.clone())),
         };
         let alpn = tls.alpn.iter().map(speaks).collect::<Result<_, _>>()?;
-        let choice = Choice::new(Loaded::read_all(tls)?).ok_or(TlsError::NoCertificate)?;
+        let loaded: Vec<Arc<Loaded>> = match &tls.certificates {
+            ListenerCertificates::Files(files) => files.iter().map(Loaded::read).collect::<Result<_, _>>()?,
+            ListenerCertificates::Secrets(names) => {
+                names.iter().map(|name| secrets.find(name)).collect::<Result<_, _>>()?
+            }
+        };
+        let choice = Choice::new(loaded).ok_or(TlsError::NoCertificate)?;
         Ok(Self { choice, alpn })
     }
 }
@@ -92,7 +99,7 @@ impl ServerTls {
         self.registry.look();
     }
 
-    /// Shows `newer` from now on, if its files are still this listener's.
+    /// Shows `newer` from now on, if what it came from is still this listener's.
     pub(super) fn swap(&self, newer: &Arc<Loaded>) {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(choice) = self.choice().with(newer) {

@@ -18,10 +18,11 @@
 //!   applied, and the response is refused with a reason that names each bad resource.
 //!
 //! Here: taking in. [`assignments`]: endpoints, whole or one by one. [`listeners`]: what is bound.
-//! [`warming`]: what may go live. [`subscriptions`]: what is asked for and what is acknowledged.
+//! [`secrets`]: what they show. [`warming`]: what may go live. [`subscriptions`]: what is asked for and what is acknowledged.
 
 mod assignments;
 mod listeners;
+mod secrets;
 mod subscriptions;
 mod warming;
 
@@ -39,6 +40,7 @@ use config::xds::{
     leds::decode_member,
     listener::{ListenerConfig, decode_listener},
     route::{RouteConfig, decode_route_config},
+    secret::SecretConfig,
 };
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
@@ -67,21 +69,32 @@ pub(crate) type HeldMap =
     imbl::GenericHashMap<Arc<str>, Held, foldhash::fast::RandomState, imbl::shared_ptr::DefaultSharedPtr>;
 
 /// A resource as the server sent it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) version: Arc<str>,
     pub(crate) value: Bytes,
 }
 
+impl std::fmt::Debug for Held {
+    /// Without the value, which may be secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({} bytes)", self.version, self.value.len())
+    }
+}
+
 /// What to do, in the order of the fields.
 #[derive(Debug, Default)]
 pub(crate) struct Update {
-    /// Publish these first.
+    /// Have these shown first.
+    pub(crate) secrets: Vec<SecretConfig>,
+    /// Publish these.
     pub(crate) upserts: Vec<Change>,
     /// Then make the listeners these (all of them), and call [`Cache::on_listeners`].
     pub(crate) listeners: Option<Vec<ListenerConfig>>,
     /// Then publish these.
     pub(crate) removals: Vec<Change>,
+    /// Then forget these secrets.
+    pub(crate) secrets_gone: Vec<Arc<str>>,
     /// Then send these: subscriptions and acknowledgements.
     pub(crate) requests: Vec<DeltaDiscoveryRequest>,
     /// Whether anything held has changed.
@@ -105,6 +118,8 @@ pub(crate) struct Cache {
     /// How many live route configurations name a cluster.
     routed: HashMap<Arc<str>, usize>,
     listeners: BTreeMap<Arc<str>, ListenerState>,
+    /// Secrets that were given, and that a listener names.
+    secrets: BTreeSet<Arc<str>>,
     /// Clusters that CDS removed and a live route may still name.
     retired: BTreeSet<Arc<str>>,
     /// EDS, RDS and LEDS names the server was told of on this stream.
@@ -119,6 +134,7 @@ pub(crate) struct Cache {
     // What a single call gathers.
     touched_clusters: BTreeSet<Arc<str>>,
     touched_assignments: BTreeSet<Arc<str>>,
+    secrets_given: Vec<SecretConfig>,
     listeners_touched: bool,
     routes_touched: bool,
 }
@@ -248,7 +264,7 @@ impl Cache {
         // What refers comes before what is referred to, or the latter would not be asked for.
         for wave in [
             &[ResourceType::Cluster, ResourceType::Listener][..],
-            &[ResourceType::LoadAssignment, ResourceType::RouteConfiguration],
+            &[ResourceType::LoadAssignment, ResourceType::RouteConfiguration, ResourceType::Secret],
             &[ResourceType::LbEndpoint],
         ] {
             for (kind, resource) in saved.iter().filter(|(kind, _)| wave.contains(kind)) {
@@ -297,7 +313,10 @@ impl Cache {
         });
         let listeners = self.listeners.iter().filter_map(|(name, state)| {
             let staged = &state.staged.as_ref()?.0;
-            Some(format!("listener `{name}` waits for routes `{}`", staged.route_config))
+            let routes = format!("routes `{}`", staged.route_config);
+            let secrets = self.missing_secrets(staged).map(|name| format!("secret `{name}`"));
+            let needs = std::iter::once(routes).chain(secrets.take(5)).collect::<Vec<_>>().join(", ");
+            Some(format!("listener `{name}` waits for {needs}"))
         });
         let assignments = self.assignments.waiting().map(|(name, collections)| {
             let missing: Vec<&str> = collections.take(5).map(|name| &**name).collect();
@@ -389,6 +408,7 @@ impl Cache {
             ResourceType::RouteConfiguration => {
                 self.put_routes(decode_route_config(value).map_err(text)?, now)
             }
+            ResourceType::Secret => self.put_secret(value)?,
             // It has its name from its resource, and is taken in on its own.
             ResourceType::LbEndpoint => None,
         })
@@ -449,7 +469,7 @@ impl Cache {
             }
             ResourceType::LbEndpoint => self.assignments.remove(name),
             // In use they stay as they were; out of use they are not kept anyway.
-            ResourceType::LoadAssignment | ResourceType::RouteConfiguration => {}
+            ResourceType::LoadAssignment | ResourceType::RouteConfiguration | ResourceType::Secret => {}
         }
     }
 }

@@ -322,6 +322,9 @@ impl Client {
     async fn carry_out(&mut self, update: Update) -> Vec<DeltaDiscoveryRequest> {
         let ready = self.ready_tls(&update.upserts).await;
         let live = &self.shared.live;
+        for secret in &update.secrets {
+            live.tls.put_secret(secret);
+        }
         let mut requests = update.requests;
         match update.listeners {
             None => live.publish(update.upserts.into_iter().chain(update.removals)),
@@ -331,6 +334,7 @@ impl Client {
                 self.shared.live.publish(update.removals);
             }
         }
+        self.forget_secrets(&update.secrets_gone);
         drop(ready); // until here, so that the publication finds what was read
         self.unsaved |= update.changed;
         self.disarm();
@@ -343,6 +347,13 @@ impl Client {
         }
         self.show();
         requests
+    }
+
+    /// Nothing names them any more.
+    fn forget_secrets(&self, names: &[Arc<str>]) {
+        for name in names {
+            self.shared.live.tls.drop_secret(name);
+        }
     }
 
     /// A part of a configuration serves nobody: the file stands in until the server's is whole.
@@ -405,6 +416,7 @@ impl Client {
         let update = self.cache.on_listeners(outcomes, Instant::now());
         self.unsaved |= update.changed;
         self.shared.live.publish(update.removals);
+        self.forget_secrets(&update.secrets_gone);
         update.requests
     }
 

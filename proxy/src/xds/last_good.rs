@@ -2,6 +2,9 @@
 //!
 //! Format: a line with a magic word and a version, a line with the checksum of the rest, then one
 //! length-delimited `DeltaDiscoveryResponse` a type. Written to a temporary file, synced, renamed.
+//!
+//! The secrets of listeners are in it, or a gateway would not come back without a server; so the file is
+//! its owner's alone (mode 0600), from its first byte.
 
 use std::{
     fs::{self, File},
@@ -136,7 +139,13 @@ fn save(path: &Path, state: &ByType<HeldMap>) -> io::Result<()> {
 }
 
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    // Another one's permissions would stay.
+    let _ = fs::remove_file(path);
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
     file.write_all(content)?;
     file.sync_all()
 }
@@ -219,6 +228,7 @@ mod tests {
                 (ResourceType::Listener, "r2", 16),
                 (ResourceType::RouteConfiguration, "r3", 16),
                 (ResourceType::LbEndpoint, "r4", 16),
+                (ResourceType::Secret, "r5", 16),
             ]
         );
     }
@@ -260,7 +270,10 @@ mod tests {
         drop(saver);
         saving.await;
         assert_eq!([&path, &init, &stale, &foreign].map(|file| file.exists()), [true, true, false, true]);
-        assert_eq!(load(&path).unwrap().len(), 5);
+        assert_eq!(load(&path).unwrap().len(), 6);
+        // Keys are in it.
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
         fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, sync::Arc};
 
-use config::{CertificateFiles, GatewayTls, UpstreamTls, xds::ResourceType};
+use config::{CertificateFiles, Certificates, GatewayTls, UpstreamTls, xds::ResourceType};
 use prost::Message;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{
@@ -81,7 +81,7 @@ impl Authority {
     pub fn listener(&self, name: &str, listen: std::net::SocketAddr) -> (ResourceType, String, Vec<u8>) {
         let files =
             CertificateFiles { cert: self.directory.join("leaf.crt"), key: self.directory.join("leaf.key") };
-        let tls = Some(GatewayTls { certificates: vec![files] });
+        let tls = Some(GatewayTls { certificates: Certificates::Files(vec![files]) });
         let gateway = config::Gateway { name: name.parse().unwrap(), listen, tls };
         (ResourceType::Listener, name.to_owned(), config::xds::listener::encode(&gateway).encode_to_vec())
     }

@@ -11,6 +11,7 @@ use crate::{
     name::ClusterName,
     route::Gateway,
     service::Protocol,
+    tls::{Certificates, SecretRef},
     xds::{
         cluster::{self, ClusterConfig},
         content_version,
@@ -23,7 +24,7 @@ fn files(name: &str) -> CertificateFiles {
 }
 
 fn gateway() -> Gateway {
-    let tls = GatewayTls { certificates: vec![files("a"), files("b")] };
+    let tls = GatewayTls { certificates: Certificates::Files(vec![files("a"), files("b")]) };
     Gateway { name: "edge".parse().unwrap(), listen: ([127, 0, 0, 1], 443).into(), tls: Some(tls) }
 }
 
@@ -70,11 +71,35 @@ fn validation(context: &mut UpstreamTlsContext) -> &mut CertificateValidationCon
     }
 }
 
+fn with_secrets() -> Gateway {
+    let reference = |name: &str| SecretRef { secret: name.parse().unwrap() };
+    let tls =
+        GatewayTls { certificates: Certificates::Secrets(vec![reference("a"), reference("b.example")]) };
+    Gateway { tls: Some(tls), ..gateway() }
+}
+
+#[test]
+fn the_secrets_of_a_gateway_are_asked_for_on_the_same_stream() {
+    let mut listener: Listener = listener::encode(&with_secrets());
+    let read = listener::decode_listener(&listener.encode_to_vec()).unwrap();
+    assert_eq!(read.secrets().iter().map(|name| &**name).collect::<Vec<_>>(), ["a", "b.example"]);
+
+    let socket = listener.filter_chains[0].transport_socket.as_mut().unwrap();
+    edited(socket, |context: &mut DownstreamTlsContext| {
+        let configs = &mut common(context).tls_certificate_sds_secret_configs;
+        assert!(configs.iter().all(|config| config.sds_config == Some(ads())));
+        // A secret of Envoy's bootstrap.
+        configs[1].sds_config = None;
+    });
+    let refused = listener::decode_listener(&listener.encode_to_vec()).unwrap_err();
+    assert!(refused.field.ends_with("tls_certificate_sds_secret_configs[1].sds_config"), "{refused}");
+}
+
 #[test]
 fn the_certificates_of_a_gateway_read_back_in_order() {
     let read = downstream(|_| {}).unwrap();
     let expected = ListenerTls {
-        certificates: vec![files("a"), files("b")],
+        certificates: ListenerCertificates::Files(vec![files("a"), files("b")]),
         alpn: vec!["h2".to_owned(), "http/1.1".to_owned()],
     };
     assert_eq!(read.tls, Some(expected));
@@ -101,7 +126,7 @@ fn equal_tls_has_equal_versions_and_other_files_another() {
     let bytes = |gateway: &Gateway| content_version(&listener::encode(gateway).encode_to_vec());
     let mut other = gateway();
     assert_eq!(bytes(&gateway()), bytes(&other));
-    other.tls.as_mut().unwrap().certificates.reverse();
+    other.tls.as_mut().unwrap().certificates = Certificates::Files(vec![files("b"), files("a")]);
     assert_ne!(bytes(&gateway()), bytes(&other));
 }
 

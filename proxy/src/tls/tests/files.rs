@@ -1,7 +1,9 @@
 use std::{fs, os::unix::fs::symlink, sync::Arc, time::Duration};
 
+use watch::{Followed, Pace};
+
 use super::{
-    super::{ServerTls, Tls, watch::Pace},
+    super::{ServerTls, Tls},
     support::{Ca, Pair, Scratch, connect, serve, until},
 };
 
@@ -126,7 +128,8 @@ async fn a_directory_that_is_replaced_is_watched_anew() {
 async fn without_news_files_are_compared_now_and_then() {
     let (scratch, ca, tls) = (Scratch::new("blind"), Ca::new(), Tls::default());
     let server = serve(&tls, &[scratch.write("a", &ca.issue(&["a.test"]))]);
-    let _watcher = tls.watch_at(Pace { blind: Duration::from_millis(20), ..Pace::default() }, None);
+    let _watcher =
+        watch::follow_blind(Arc::clone(&tls.0), Pace { blind: Duration::from_millis(20), ..Pace::default() });
     let new = ca.issue(&["a.test"]);
     scratch.write("a", &new);
     until_shown(&server, &ca, &new).await;

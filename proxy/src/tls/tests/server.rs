@@ -177,7 +177,7 @@ async fn an_expired_certificate_is_loaded_and_shown_with_its_end() {
     let views = tls.certificates();
     assert_eq!(views.len(), 1);
     assert_eq!((views[0].not_after, views[0].names.as_slice()), (1_700_000_000, &["a.test".to_owned()][..]));
-    assert_eq!((&views[0].cert, &views[0].key), (&files.cert, &files.key));
+    assert_eq!((&views[0].files, &views[0].secret), (&Some(files), &None));
     assert!(!views[0].serial.is_empty());
     let refused = connect(&server, &Arc::new(ca.client(&[])), "a.test").await.err().unwrap();
     assert!(refused.contains("xpired"), "{refused}");

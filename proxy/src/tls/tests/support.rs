@@ -10,7 +10,7 @@ use std::{
 
 use config::{
     tls::{CertificateFiles, UpstreamTls},
-    xds::listener::ListenerTls,
+    xds::listener::{ListenerCertificates, ListenerTls},
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::{ClientConfig, HandshakeKind, RootCertStore, pki_types::ServerName};
@@ -34,10 +34,6 @@ impl Scratch {
         let path = std::env::temp_dir().join(format!("sluicegate-tls-{name}-{:016x}", fastrand::u64(..)));
         fs::create_dir_all(&path).unwrap();
         Self(path.canonicalize().unwrap())
-    }
-
-    pub(crate) fn root(&self) -> &Path {
-        &self.0
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -138,7 +134,7 @@ impl Ca {
 
 pub(crate) fn listener(certificates: &[CertificateFiles], alpn: &[&str]) -> ListenerTls {
     ListenerTls {
-        certificates: certificates.to_vec(),
+        certificates: ListenerCertificates::Files(certificates.to_vec()),
         alpn: alpn.iter().map(|&name| name.to_owned()).collect(),
     }
 }

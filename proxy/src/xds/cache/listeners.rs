@@ -14,6 +14,8 @@ pub(super) struct ListenerState {
     pub(super) bound: Option<Result<(), String>>,
     /// Routes of what was bound last, which goes on when its successor cannot be bound.
     serves: Option<String>,
+    /// Secrets of what was bound last, likewise.
+    shows: Vec<Arc<str>>,
 }
 
 impl ListenerState {
@@ -27,6 +29,12 @@ impl ListenerState {
         let staged = self.staged.as_ref().map(|(config, _)| config);
         let configs = staged.into_iter().chain(&self.live).map(|config| config.route_config.as_str());
         configs.chain(self.serves.as_deref())
+    }
+
+    /// The secrets that it shows or is going to show.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &Arc<str>> {
+        let staged = self.staged.as_ref().map(|(config, _)| config);
+        staged.into_iter().chain(&self.live).flat_map(ListenerConfig::secrets).chain(&self.shows)
     }
 }
 
@@ -58,8 +66,9 @@ impl Cache {
             let current = outcome.is_ok() && listener.staged.is_none();
             if outcome.is_ok() {
                 let serves = listener.live.as_ref().map(|live| live.route_config.clone());
-                moved |= listener.serves != serves;
-                listener.serves = serves;
+                let shows = listener.live.as_ref().map(|live| live.secrets().to_vec()).unwrap_or_default();
+                moved |= (&listener.serves, &listener.shows) != (&serves, &shows);
+                (listener.serves, listener.shows) = (serves, shows);
             }
             listener.bound = Some(outcome);
             if current {
@@ -67,7 +76,8 @@ impl Cache {
             }
         }
         if moved {
-            // Only now does nothing use the routes from before.
+            // Only now does nothing use the routes and secrets from before.
+            self.drop_unwanted_secrets(&mut update);
             self.drop_unwanted_routes(&mut update);
             self.drop_retired_clusters(&mut update);
             self.resubscribe(&mut update);

@@ -22,6 +22,9 @@ impl Cache {
             ResourceType::RouteConfiguration => {
                 self.listeners.values().flat_map(ListenerState::route_configs).map(Arc::from).collect()
             }
+            ResourceType::Secret => {
+                self.listeners.values().flat_map(ListenerState::secrets).cloned().collect()
+            }
         }
     }
 
@@ -41,14 +44,15 @@ impl Cache {
         let wanted = |name: &str| self.assignments.is_wanted(name);
         let kind = ResourceType::LbEndpoint;
         update.requests.extend(difference(kind, &mut self.subscribed[kind.index()], collections, wanted));
-        let kind = ResourceType::RouteConfiguration;
-        let wanted = self.wanted(kind);
-        let known = &mut self.subscribed[kind.index()];
-        if *known != wanted {
-            let more = wanted.difference(known).map(ToString::to_string).collect();
-            let less = known.difference(&wanted).map(ToString::to_string).collect();
-            update.requests.push(wire::subscribe(kind, more, less));
-            *known = wanted;
+        for kind in [ResourceType::RouteConfiguration, ResourceType::Secret] {
+            let wanted = self.wanted(kind);
+            let known = &mut self.subscribed[kind.index()];
+            if *known != wanted {
+                let more = wanted.difference(known).map(ToString::to_string).collect();
+                let less = known.difference(&wanted).map(ToString::to_string).collect();
+                update.requests.push(wire::subscribe(kind, more, less));
+                *known = wanted;
+            }
         }
     }
 
@@ -102,7 +106,8 @@ impl Cache {
             ResourceType::LoadAssignment => self.assignments.is_staged(name),
             // Whoever waits for it is not acknowledged. A server that sends one response at a time would
             // hold back the rest of what is waited for.
-            ResourceType::LbEndpoint => false,
+            // A secret is shown before it is acknowledged.
+            ResourceType::LbEndpoint | ResourceType::Secret => false,
             ResourceType::RouteConfiguration => self.routes.get(name).is_some_and(|r| r.staged.is_some()),
             ResourceType::Listener => {
                 self.listeners.get(name).is_some_and(|l| l.staged.is_some() || l.bound.is_none())

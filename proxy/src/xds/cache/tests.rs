@@ -1,4 +1,5 @@
 mod endpoints;
+mod secrets;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -75,6 +76,8 @@ struct World {
     clusters: BTreeMap<String, Option<Arc<Assignment>>>,
     routes: BTreeMap<String, Arc<RouteConfig>>,
     listeners: Vec<ListenerConfig>,
+    /// Certificates by the name of their secret.
+    secrets: BTreeMap<String, String>,
     /// Listeners that cannot be bound.
     unbindable: Vec<String>,
     nonce: u64,
@@ -109,6 +112,9 @@ impl World {
 
     fn carry_out(&mut self, update: Update, now: Instant) -> Vec<DeltaDiscoveryRequest> {
         let mut requests = update.requests;
+        for secret in update.secrets {
+            self.secrets.insert(secret.name, secret.certificate.chain);
+        }
         self.publish(update.upserts);
         if let Some(listeners) = update.listeners {
             let outcomes = listeners.iter().map(|l| {
@@ -118,9 +124,15 @@ impl World {
             let bound = self.cache.on_listeners(outcomes, now);
             requests.extend(bound.requests);
             self.publish(bound.removals);
+            for name in &bound.secrets_gone {
+                self.secrets.remove(&**name);
+            }
             self.listeners = listeners;
         }
         self.publish(update.removals);
+        for name in &update.secrets_gone {
+            self.secrets.remove(&**name);
+        }
         requests
     }
 

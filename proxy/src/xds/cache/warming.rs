@@ -10,8 +10,10 @@ use crate::table::Change;
 impl Cache {
     /// Promotes what is ready, retires what nothing names, and gathers what is to be done.
     pub(super) fn settle(&mut self, now: Instant, update: &mut Update) {
+        update.secrets.append(&mut self.secrets_given);
         if self.listeners_touched {
             self.drop_unwanted_routes(update);
+            self.drop_unwanted_secrets(update);
         }
         self.promote_assignments(now);
         self.promote_routes(now, update);
@@ -88,6 +90,9 @@ impl Cache {
             let warm = self.routes.get(config.route_config.as_str()).is_some_and(|r| r.live.is_some());
             // Live without these routes already: they were waited for once.
             let in_vain = state.live.as_ref().is_some_and(|live| live.route_config == config.route_config);
+            // Without a certificate nobody is served, so these are waited for in any case.
+            let shown = config.secrets().iter().all(|name| self.secrets.contains(name));
+            let (warm, in_vain) = (warm && shown, in_vain && shown);
             if warm || in_vain || now >= *since + WARMING_TIMEOUT {
                 self.warming_timeouts += u64::from(!warm && !in_vain);
                 state.live = state.staged.take().map(|(config, _)| config);
@@ -100,6 +105,7 @@ impl Cache {
         if changed {
             // A listener that moved to other routes no longer needs the ones before.
             self.drop_unwanted_routes(update);
+            self.drop_unwanted_secrets(update);
             update.listeners = Some(self.live_listeners());
         }
     }
@@ -190,7 +196,7 @@ impl Cache {
                 self.give_up(self.followers.get(name).cloned().unwrap_or_default());
             }
             ResourceType::LbEndpoint => self.assignments.refused(name),
-            ResourceType::Listener | ResourceType::RouteConfiguration => {}
+            ResourceType::Listener | ResourceType::RouteConfiguration | ResourceType::Secret => {}
         }
     }
 

@@ -75,7 +75,8 @@ fn steps(path: &Path) -> VecDeque<OsString> {
 mod tests {
     use std::os::unix::fs::symlink;
 
-    use super::{super::tests::support::Scratch, *};
+    use super::*;
+    use crate::testing::Scratch;
 
     fn place(directory: &Path, name: &str) -> Place {
         Place { directory: directory.to_owned(), name: name.into() }

@@ -1,35 +1,54 @@
-//! Keeps what is in use like its files: one task for all listeners and clusters of the process.
+//! Keeps what is in use like its files: one task for all of it.
 //!
 //! The kernel tells when an entry that leads to a file changes; a moment later, when whoever replaces
 //! both files of a pair is done, all files are compared. They are compared now and then without news
 //! as well, because there are none of files that another machine changes (`inotify(7)`, limitations).
 
-use std::{collections::BTreeSet, future, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
+    sync::Notify,
     task::{AbortHandle, spawn_blocking},
     time::{Instant, sleep, timeout},
 };
 
-use super::{
+use crate::{
     inotify::{self, News, Watches},
     places::places,
-    registry::{Registry, Tls},
 };
+
+/// What came from files, and is to stay like them.
+pub trait Followed: Send + Sync + 'static {
+    /// Every file that something in use came from.
+    fn files(&self) -> Vec<PathBuf>;
+
+    /// Compares everything in use with its files, and takes what changed. Returns whether something
+    /// could not be taken, so that it is tried again soon. Called where it may block.
+    fn compare(&self) -> bool;
+
+    /// Told when something came or went that has files.
+    fn changed(&self) -> &Notify;
+}
 
 /// When files are compared.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub struct Pace {
     /// How long it must be quiet after news.
-    pub(super) quiet: Duration,
+    pub quiet: Duration,
     /// How long news are waited out at most.
-    pub(super) patience: Duration,
+    pub patience: Duration,
     /// How often without news.
-    pub(super) slow: Duration,
+    pub slow: Duration,
     /// How often while something in use is not like its files.
-    pub(super) failing: Duration,
+    pub failing: Duration,
     /// How often where the kernel gives no news.
-    pub(super) blind: Duration,
+    pub blind: Duration,
 }
 
 impl Default for Pace {
@@ -47,7 +66,7 @@ impl Default for Pace {
 /// The task that watches. It ends with its handle.
 #[derive(Debug)]
 #[must_use = "files are watched until it is dropped"]
-pub(crate) struct Watcher(AbortHandle);
+pub struct Watcher(AbortHandle);
 
 impl Drop for Watcher {
     fn drop(&mut self) {
@@ -55,35 +74,30 @@ impl Drop for Watcher {
     }
 }
 
-impl Tls {
-    /// Watches the files of everything in use, on the runtime it is called in and its blocking
-    /// threads. Once a process.
-    pub(crate) fn watch(&self) -> Watcher {
-        self.watch_at(Pace::default(), inotify::start().ok())
-    }
-
-    pub(super) fn watch_at(&self, pace: Pace, sight: Option<(News, Watches)>) -> Watcher {
-        if sight.is_none() {
-            tracing::info!(
-                "no news of files from the kernel; certificates are compared every {:?}",
-                pace.blind
-            );
-        }
-        Watcher(tokio::spawn(run(Arc::clone(&self.0), pace, sight)).abort_handle())
-    }
+/// Follows the files of `followed`, on the runtime it is called in and its blocking threads.
+pub fn follow<F: Followed>(followed: Arc<F>, pace: Pace) -> Watcher {
+    Watcher(tokio::spawn(run(followed, pace, inotify::start().ok())).abort_handle())
 }
 
-async fn run(registry: Arc<Registry>, pace: Pace, sight: Option<(News, Watches)>) {
+/// The same without news from the kernel, as on systems that give none.
+pub fn follow_blind<F: Followed>(followed: Arc<F>, pace: Pace) -> Watcher {
+    Watcher(tokio::spawn(run(followed, pace, None)).abort_handle())
+}
+
+async fn run(followed: Arc<impl Followed>, pace: Pace, sight: Option<(News, Watches)>) {
+    if sight.is_none() {
+        tracing::info!("no news of files from the kernel; certificates are compared every {:?}", pace.blind);
+    }
     let (news, mut watches) = sight.unzip();
     let mut warned = false;
     loop {
         let looked = {
-            let registry = Arc::clone(&registry);
+            let followed = Arc::clone(&followed);
             // Watched first and compared then, so that no change falls in between.
             spawn_blocking(move || {
                 let watching =
-                    watches.as_mut().map_or(Err(String::new()), |watches| watch_all(&registry, watches));
-                (watches, watching, registry.compare())
+                    watches.as_mut().map_or(Err(String::new()), |watches| watch_all(&*followed, watches));
+                (watches, watching, followed.compare())
             })
         };
         let (kept, watching, failing) = match looked.await {
@@ -110,14 +124,14 @@ async fn run(registry: Arc<Registry>, pace: Pace, sight: Option<(News, Watches)>
         warned = watching.is_err();
         tokio::select! {
             () = changed(news.as_ref(), watches.as_ref()) => settled(news.as_ref(), watches.as_ref(), pace).await,
-            () = registry.changed.notified() => {}
+            () = followed.changed().notified() => {}
             () = sleep(pause) => {}
         }
     }
 }
 
-fn watch_all(registry: &Registry, watches: &mut Watches) -> Result<(), String> {
-    let places: BTreeSet<_> = registry.files().iter().flat_map(|file| places(Path::new(file))).collect();
+fn watch_all(followed: &impl Followed, watches: &mut Watches) -> Result<(), String> {
+    let places: BTreeSet<_> = followed.files().iter().flat_map(|file| places(Path::new(file))).collect();
     watches.set(places)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, convert::Infallible, io};
 
-use super::places::Place;
+use crate::places::Place;
 
 #[derive(Debug)]
 pub(super) struct News(Infallible);

@@ -20,7 +20,7 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::places::Place;
+use crate::places::Place;
 
 /// Room for events, in bytes: each has 16 and its name.
 const BUFFER: usize = 4_096;
@@ -150,10 +150,8 @@ impl News {
 mod tests {
     use std::fs;
 
-    use super::{
-        super::{places::places, tests::support::Scratch},
-        *,
-    };
+    use super::*;
+    use crate::{places::places, testing::Scratch};
 
     #[tokio::test]
     async fn news_of_a_file_concern_us_and_those_of_its_neighbours_do_not() {
