@@ -17,7 +17,7 @@ use crate::{bench::usage, figures::Figures, sluicegate::Server};
 /// How long anything may take that has to come to an end.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// How long a server may rest before its memory is looked at.
-const REST: Duration = Duration::from_millis(300);
+const REST: Duration = Duration::from_millis(1_500);
 
 /// How much is measured.
 #[derive(Clone, Debug)]

@@ -43,6 +43,9 @@ const MAX_STREAMS: u32 = 64;
 /// How much a stream may send ahead of what was read of it, in bytes, and all of a connection together.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
+/// How much of what a stream is sent may wait for its connection, in bytes: while a thousand clients that
+/// connect at once are sent everything, this is held for each of them.
+const SEND_BUFFER: usize = 64 << 10;
 /// How long the heads of a request may be, in bytes.
 const MAX_HEADERS: u32 = 16 << 10;
 /// How long a connection may take to begin.
@@ -60,6 +63,7 @@ pub(super) async fn serve(stream: Limited<Wire>, ads: Ads, feed: Arc<Feed>, else
     http.max_concurrent_streams(MAX_STREAMS)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(MAX_HEADERS);
     let heard_by = Hearing { stream, heard: Arc::clone(&heard) };
     let Ok(Ok(mut http)) = timeout(HANDSHAKE_TIMEOUT, http.handshake(heard_by)).await else {
@@ -72,7 +76,8 @@ pub(super) async fn serve(stream: Limited<Wire>, ads: Ads, feed: Arc<Feed>, else
     let mut connection = Connection {
         http,
         seat: feed.sit(waker.clone()),
-        streams: Vec::new(),
+        // Mostly there is one.
+        streams: Vec::with_capacity(1),
         ads,
         peer,
         elsewhere,

@@ -238,6 +238,10 @@ impl Session {
     /// removals of clusters and assignments when it has acknowledged the routes that no longer need
     /// them.
     pub fn poll(&mut self, now: Instant) -> Option<Response> {
+        if self.interests.iter().all(Interest::is_idle) {
+            self.routing_waits = None;
+            return None;
+        }
         // Clusters that keep changing must not hold routes back for ever.
         let waited = self.routing_waits.is_some_and(|since| now >= since + ACK_TIMEOUT);
         let permits = Permits::new(self, waited, now);
@@ -251,10 +255,9 @@ impl Session {
             if !may_send {
                 continue;
             }
-            let nonce = Arc::from(format!("{:x}", self.nonces + 1));
             let interest = &mut self.interests[at];
             let was_waiting = interest.is_waiting();
-            let Some((response, replaced)) = interest.respond(&self.snapshot, nonce, may_remove, now) else {
+            let Some((response, replaced)) = interest.respond(&self.snapshot, self.nonces + 1, may_remove, now) else {
                 settled_silently |= was_waiting && !interest.is_waiting();
                 continue;
             };

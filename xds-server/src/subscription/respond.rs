@@ -41,15 +41,21 @@ impl Batch {
 }
 
 impl Interest {
+    /// Whether it has nothing to say, now or later, until something happens: mostly one type has.
+    pub(super) fn is_idle(&self) -> bool {
+        let settled = self.open.is_empty() && self.fresh.is_none() && !self.greeting_owed;
+        settled && self.heartbeats.is_empty()
+    }
+
     /// The response that is due, and the names of resources it replaces by another version.
     pub(super) fn respond(
         &mut self,
         snapshot: &Snapshot,
-        nonce: Arc<str>,
+        nonce: u64,
         may_remove: bool,
         now: Instant,
     ) -> Option<(Response, Vec<Name>)> {
-        if !self.asked || self.is_in_flight(now) {
+        if !self.asked || self.is_idle() || self.is_in_flight(now) {
             return None;
         }
         let batch = self.take_open(snapshot, may_remove);
@@ -77,6 +83,7 @@ impl Interest {
             Variant::StateOfTheWorld => digest(&resources),
         };
         let removed = if self.variant == Variant::Incremental { batch.removed } else { Vec::new() };
+        let nonce: Arc<str> = format!("{nonce:x}").into();
         self.unanswered.push(InFlight::new(Arc::clone(&nonce), now, batch.sent, greeting));
         self.last_nonce = Arc::clone(&nonce);
         let (kind, revision) = (self.shelf.0.clone(), snapshot.revision());
