@@ -126,6 +126,7 @@ async fn rotated_under_load(variant: Variant) {
             "/v1/proxies/edge-1/resources",
             "/v1/proxies/envoy-1/resources",
             "/v1/gateways",
+            "/v1/events",
             "/metrics",
         ],
     )
