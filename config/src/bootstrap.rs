@@ -86,6 +86,8 @@ pub struct ProxySettings {
     pub xds_tls: Option<ClientTls>,
     /// The name that the servers' certificates are for; `None` is the host of each.
     pub xds_name: Option<String>,
+    /// The gateways it serves, which are the names of listeners; all of them when it is empty.
+    pub gateways: Vec<String>,
     /// Where the admin interface listens; port 0 chooses a free one.
     pub admin_addr: SocketAddr,
     /// Where the last good configuration is kept; `None` keeps none.
@@ -107,6 +109,7 @@ impl ProxySettings {
             servers,
             xds_tls: None,
             xds_name: None,
+            gateways: Vec::new(),
             admin_addr: DEFAULT_ADMIN_ADDR.parse().expect("a constant address"),
             last_good: None,
             access_log: None,

@@ -181,8 +181,13 @@ impl Edge {
 
     /// Starts again with the same data; the old process has to be gone.
     pub async fn restart(self, xds: SocketAddr) -> Self {
+        self.restart_with(xds, &[]).await
+    }
+
+    /// The same, with flags beside the usual ones.
+    pub async fn restart_with(self, xds: SocketAddr, flags: &[&str]) -> Self {
         let Self { directory, node, .. } = self;
-        Self::start_in(directory, &node, &[xds], &[]).await
+        Self::start_in(directory, &node, &[xds], flags).await
     }
 
     /// Where a gateway listens, once it does.

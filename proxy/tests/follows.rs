@@ -147,9 +147,14 @@ async fn traffic_goes_on_without_a_server_and_nothing_held_is_sent_again() {
     assert_eq!(back.sent(), 0);
     assert_eq!(proxy.listener("edge").await, edge);
 
-    back.set([cluster("shop/v2", Protocol::Http), endpoints("shop/v2", &[one.address])]);
+    back.set([
+        cluster("shop/v2", Protocol::Http),
+        endpoints("shop/v2", &[one.address]),
+        routes("edge", "shop", &[("v1", 1), ("v2", 1)]),
+    ]);
+    eventually("it has what is new", async || (back.sent() >= 3).then_some(())).await;
     back.acknowledged().await;
-    assert_eq!(back.sent(), 2, "only what is new");
+    assert_eq!(back.sent(), 3, "only what is new");
     proxy.stopped().await;
 }
 
@@ -254,7 +259,7 @@ async fn the_last_good_configuration_serves_when_the_servers_answer_is_cut_short
     let one = Backend::start("one").await;
     let file = saved_shop(&[one.address]).await;
     let partial = Control::start().await;
-    partial.mute([ResourceType::Listener]);
+    partial.mute([ResourceType::RouteConfiguration]);
     partial.set(support::shop(&[one.address]));
     let proxy = Running::start(partial.servers(), |s| s.last_good = Some(file.path.clone())).await;
     eventually("a part has come", async || (proxy.metric("xds_updates").await > 0.0).then_some(())).await;
@@ -269,11 +274,15 @@ async fn the_last_good_configuration_serves_when_the_servers_answer_stops_in_the
     let one = Backend::start("one").await;
     let file = saved_shop(&[one.address]).await;
     let partial = Control::start().await;
-    partial.mute([ResourceType::Listener]);
+    partial.mute([ResourceType::RouteConfiguration]);
     partial.set(support::shop(&[one.address]));
     let proxy = Running::start(partial.servers(), |s| s.last_good = Some(file.path.clone())).await;
     let edge = proxy.listener("edge").await;
-    assert_eq!(get(edge, "a.com", "/").await.unwrap().text(), "one");
+    // It listens a moment before, as its routes have been waited for in vain.
+    eventually("the saved routes", async || {
+        (get(edge, "a.com", "/").await.unwrap().text() == "one").then_some(())
+    })
+    .await;
     proxy.stopped().await;
 }
 

@@ -110,6 +110,9 @@ pub(super) struct Proxy {
     /// The proxy's id: unique among the proxies of a server, stable over restarts [default: this host]
     #[arg(long, value_name = "ID")]
     node: Option<String>,
+    /// Serve this gateway only, and hold only what it routes; repeat it for several [default: all]
+    #[arg(long = "gateway", value_name = "NAME", value_parser = gateway)]
+    gateways: Vec<String>,
     /// Threads that serve requests; 0 means one a core
     #[arg(long, default_value_t = 0, value_name = "N")]
     threads: usize,
@@ -158,6 +161,7 @@ impl Proxy {
         });
         ProxySettings {
             admin_addr: self.admin_addr,
+            gateways: self.gateways.clone(),
             threads: self.threads,
             access_log,
             drain_timeout: self.drain_timeout,
@@ -168,6 +172,15 @@ impl Proxy {
             xds_name: self.xds_name.clone(),
             ..defaults
         }
+    }
+}
+
+/// The name of a listener, of whatever server: not only of a gateway of ours.
+fn gateway(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("a gateway has a name".to_owned()),
+        "*" => Err("`*` is not a gateway; without --gateway it is all of them".to_owned()),
+        name => Ok(name.to_owned()),
     }
 }
 

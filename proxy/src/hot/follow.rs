@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use config::{
-    ClusterName, Endpoint, Health, Lease, Protocol,
+    ClusterName, Endpoint, Gateway, Health, Lease, PathMatch, Protocol, Route, RouteMatch, Rule, Split,
     xds::{self, ResourceType, content_version, leds},
 };
 use envoy_types::pb::{
@@ -70,6 +70,10 @@ impl Follower {
         let (cache, live) = (Cache::default(), Live::default());
         let mut follower = Self { cache, live, shown: Default::default(), without, with, here: true };
         follower.cache.on_connected();
+        // What nothing routes is not followed.
+        for (kind, value) in routed() {
+            follower.take_in(&response(kind, vec![("edge".to_owned(), value)], vec![]));
+        }
         let value = xds::cluster::encode(&cluster, Protocol::Http, None).encode_to_vec();
         follower.take_in(&response(ResourceType::Cluster, vec![(cluster.to_string(), value)], vec![]));
         follower
@@ -93,6 +97,28 @@ impl Follower {
 
 fn cluster() -> ClusterName {
     "shop/v1".parse().expect("it is a name")
+}
+
+/// A gateway, and the routes that send all of it to the version.
+fn routed() -> [(ResourceType, Vec<u8>); 2] {
+    let name = || "edge".parse().expect("it is a name");
+    let gateway = Gateway { name: name(), listen: ([127, 0, 0, 1], 0).into(), tls: None };
+    let split = Split::all_to("v1".parse().expect("it is a name"));
+    let rule = Rule {
+        matches: RouteMatch { path: PathMatch::Prefix("/".to_owned()), headers: vec![] },
+        service: "shop".parse().expect("it is a name"),
+    };
+    let route = Route {
+        name: "all".parse().expect("it is a name"),
+        gateway: name(),
+        hosts: vec!["*".parse().expect("it is a host")],
+        rules: vec![rule],
+    };
+    let routes = xds::route::encode(&gateway.name, [&route], |_| Some(&split));
+    [
+        (ResourceType::Listener, xds::listener::encode(&gateway).encode_to_vec()),
+        (ResourceType::RouteConfiguration, routes.encode_to_vec()),
+    ]
 }
 
 fn endpoint(number: u32) -> Endpoint {

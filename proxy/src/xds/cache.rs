@@ -11,9 +11,16 @@
 //!   A load assignment that names collections of endpoints is staged until they are answered, likewise.
 //!   The clock runs from the first change that waits: one that comes meanwhile does not restart it.
 //!   A cluster that was waited for in vain, or whose resource was refused, is not waited for again.
-//! - CDS and LDS decide what exists. A cluster that CDS removed stays usable while a live route
-//!   names it. The removal of a load assignment or route configuration only means that the server
-//!   forgot it: what is in use stays as it was, as in Envoy.
+//! - Only what is routed is held: clusters are asked for by the names that route configurations give
+//!   them, live or staged, and load assignments by those of these clusters. A cluster that nothing names
+//!   any more is given up with its endpoints once the routes that do without it are live. Those of a
+//!   listener that went are kept for as long as its last connections may last.
+//! - LDS decides what exists. A cluster that CDS removed stays usable while a route names it. The removal
+//!   of a load assignment or route configuration only means that the server forgot it: what is in use
+//!   stays as it was, as in Envoy.
+//! - Routes that name a cluster which the server says does not exist are acknowledged, and wait. Such a
+//!   server has removed the cluster after it sent them, and has newer routes ready, which it sends only
+//!   after that: to wait for the cluster would be to wait for each other.
 //! - A resource that cannot be read is kept out (the one before stays), the rest of the response is
 //!   applied, and the response is refused with a reason that names each bad resource.
 //!
@@ -58,8 +65,6 @@ use crate::table::Change;
 pub(crate) const WARMING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bound on acknowledgements withheld for one type; beyond it the oldest is sent.
 const MAX_WITHHELD: usize = 4_096;
-/// Bound on the clusters that are remembered as not worth waiting for.
-const MAX_GIVEN_UP: usize = 65_536;
 
 /// One `T` a type, in the order of [`ResourceType::ALL`].
 pub(crate) type ByType<T> = [T; ResourceType::ALL.len()];
@@ -115,14 +120,22 @@ pub(crate) struct Cache {
     /// Names of clusters by the assignment they follow; its keys are what EDS is asked for.
     followers: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     routes: BTreeMap<Arc<str>, RouteState>,
-    /// How many live route configurations name a cluster.
+    /// How many route configurations, live or staged, name a cluster; its keys are what CDS is asked for.
     routed: HashMap<Arc<str>, usize>,
+    /// Those of them of which the server says that they do not exist.
+    absent: BTreeSet<Arc<str>>,
+    /// Route configurations that went with their listeners, which may still have requests, and until when.
+    lingering: BTreeMap<Arc<str>, (Arc<RouteConfig>, Instant)>,
+    /// How long that is.
+    linger: Duration,
+    /// The listeners that are followed; all of them when it is empty.
+    gateways: BTreeSet<Arc<str>>,
     listeners: BTreeMap<Arc<str>, ListenerState>,
     /// Secrets that were given, and that a listener names.
     secrets: BTreeSet<Arc<str>>,
-    /// Clusters that CDS removed and a live route may still name.
+    /// Clusters that CDS removed or a route has ceased to name, to be dropped when none names them.
     retired: BTreeSet<Arc<str>>,
-    /// EDS, RDS and LEDS names the server was told of on this stream.
+    /// Names the server was told of on this stream.
     subscribed: ByType<BTreeSet<Arc<str>>>,
     /// Clusters not worth waiting for, as long as they are not warm.
     given_up: BTreeSet<Arc<str>>,
@@ -133,6 +146,7 @@ pub(crate) struct Cache {
     warming_timeouts: u64,
     // What a single call gathers.
     touched_clusters: BTreeSet<Arc<str>>,
+    touched_names: BTreeSet<Arc<str>>,
     touched_assignments: BTreeSet<Arc<str>>,
     secrets_given: Vec<SecretConfig>,
     listeners_touched: bool,
@@ -142,7 +156,7 @@ pub(crate) struct Cache {
 #[derive(Debug)]
 struct KnownCluster {
     config: Arc<ClusterConfig>,
-    /// Removed by CDS, still named by a live route.
+    /// Removed by CDS, still named by a route.
     retired: bool,
     /// In the table already.
     shown: bool,
@@ -164,6 +178,12 @@ struct Withheld {
 }
 
 impl Cache {
+    /// Follows the listeners called `gateways`, and all if there are none. What a listener that goes needs
+    /// is kept for `linger`.
+    pub(crate) fn new<'a>(gateways: impl IntoIterator<Item = &'a str>, linger: Duration) -> Self {
+        Self { gateways: gateways.into_iter().map(Arc::from).collect(), linger, ..Self::default() }
+    }
+
     /// Takes in a response. Types that are not followed are ignored.
     pub(crate) fn on_response(&mut self, response: DeltaDiscoveryResponse, now: Instant) -> Update {
         let Some(kind) = ResourceType::from_type_url(&response.type_url) else {
@@ -218,7 +238,9 @@ impl Cache {
         // Listeners are acknowledged when they were tried to be bound, at once when they go live.
         let timed = ResourceType::ALL.into_iter().filter(|kind| *kind != ResourceType::Listener);
         let withheld = timed.filter_map(|kind| Some(self.withheld[kind.index()].front()?.until));
-        routes.chain(listeners).chain(withheld).chain(self.assignments.next_deadline()).min()
+        let lingering = self.lingering.values().map(|(_, until)| *until);
+        let waiting = routes.chain(listeners).chain(withheld).chain(self.assignments.next_deadline());
+        waiting.chain(lingering).min()
     }
 
     /// A new stream begins: what to send first. Nothing that is held has to be sent again.
@@ -228,12 +250,14 @@ impl Cache {
         self.subscribed = Default::default();
         // Another server, another chance.
         self.given_up.clear();
+        self.absent.clear();
         self.assignments.forgive();
         let mut requests = Vec::new();
         for kind in ResourceType::ALL {
             let names: Vec<String> = self.wanted(kind).iter().map(ToString::to_string).collect();
             self.subscribed[kind.index()] = self.wanted(kind);
-            if kind.legacy_wildcard() || !names.is_empty() {
+            // Without a name it would be all of them.
+            if self.follows_all(kind) || !names.is_empty() {
                 // The server was told that a listener is refused, so it is asked for it again.
                 let refused = |name: &str| {
                     kind == ResourceType::Listener
@@ -263,11 +287,14 @@ impl Cache {
         let mut refused = Vec::new();
         // What refers comes before what is referred to, or the latter would not be asked for.
         for wave in [
-            &[ResourceType::Cluster, ResourceType::Listener][..],
-            &[ResourceType::LoadAssignment, ResourceType::RouteConfiguration, ResourceType::Secret],
-            &[ResourceType::LbEndpoint],
+            ResourceType::Listener,
+            ResourceType::Secret,
+            ResourceType::RouteConfiguration,
+            ResourceType::Cluster,
+            ResourceType::LoadAssignment,
+            ResourceType::LbEndpoint,
         ] {
-            for (kind, resource) in saved.iter().filter(|(kind, _)| wave.contains(kind)) {
+            for (kind, resource) in saved.iter().filter(|(kind, _)| *kind == wave) {
                 self.heard[kind.index()] = true;
                 let label = format!("{kind} `{}`", resource.name);
                 match self.accept(*kind, resource.clone(), now) {
@@ -345,7 +372,7 @@ impl Cache {
     pub(crate) fn lacks_something(&self) -> bool {
         ResourceType::ALL.into_iter().any(|kind| {
             let i = kind.index();
-            let whole = !kind.legacy_wildcard() || self.heard[i];
+            let whole = !self.follows_all(kind) || self.heard[i];
             let has = |name: &Arc<str>| match kind {
                 ResourceType::LbEndpoint => self.assignments.is_answered(name),
                 _ => self.held[i].contains_key(name),
@@ -394,7 +421,10 @@ impl Cache {
     fn stage(&mut self, kind: ResourceType, value: &[u8], now: Instant) -> Result<Option<Arc<str>>, String> {
         let text = |e: config::xds::DecodeError| e.to_string();
         Ok(match kind {
-            ResourceType::Cluster => Some(self.put_cluster(decode_cluster(value).map_err(text)?)),
+            ResourceType::Cluster => {
+                let config = decode_cluster(value).map_err(text)?;
+                self.routed.contains_key(config.name.as_str()).then(|| self.put_cluster(config))
+            }
             ResourceType::LoadAssignment => {
                 let assignment = decode_assignment(value).map_err(text)?;
                 let followed = self.followers.get_key_value(assignment.name.as_str());
@@ -404,7 +434,10 @@ impl Cache {
                 }
                 name
             }
-            ResourceType::Listener => Some(self.put_listener(decode_listener(value).map_err(text)?, now)),
+            ResourceType::Listener => {
+                let config = decode_listener(value).map_err(text)?;
+                self.follows_listener(&config.name).then(|| self.put_listener(config, now))
+            }
             ResourceType::RouteConfiguration => {
                 self.put_routes(decode_route_config(value).map_err(text)?, now)
             }
@@ -433,6 +466,7 @@ impl Cache {
         self.followers.entry(Arc::clone(&assignment)).or_default().insert(Arc::clone(&name));
         self.touched_assignments.insert(assignment);
         self.retired.remove(&name);
+        self.absent.remove(&name);
         self.clusters
             .insert(Arc::clone(&name), KnownCluster { config: Arc::new(config), retired: false, shown });
         self.touched_clusters.insert(Arc::clone(&name));
@@ -448,8 +482,15 @@ impl Cache {
         }
         let name: Arc<str> = config.name.as_str().into();
         let state = self.routes.entry(Arc::clone(&name)).or_default();
-        let since = state.staged.as_ref().map_or(now, |(_, since)| *since);
-        state.staged = (state.live.as_deref() != Some(&config)).then(|| (Arc::new(config), since));
+        let before = state.staged.take();
+        let since = before.as_ref().map_or(now, |(_, since)| *since);
+        if state.live.as_deref() != Some(&config) {
+            let config = Arc::new(config);
+            state.staged = Some((Arc::clone(&config), since));
+            self.route(&config);
+        }
+        // Last, so that what both name is not given up in between.
+        self.unroute(before.as_ref().map(|(config, _)| &**config));
         self.routes_touched = true;
         Some(name)
     }
@@ -461,9 +502,14 @@ impl Cache {
                 if let Some(cluster) = self.clusters.get_mut(name) {
                     cluster.retired = true;
                     self.retired.insert(name.into());
+                } else if let Some((name, _)) = self.routed.get_key_value(name) {
+                    self.absent.insert(Arc::clone(name));
                 }
             }
             ResourceType::Listener => {
+                if self.gateways.contains(name) && !self.listeners.contains_key(name) {
+                    tracing::warn!("the server has no gateway `{name}`");
+                }
                 self.last_good[kind.index()].remove(name);
                 self.listeners_touched |= self.listeners.remove(name).is_some();
             }

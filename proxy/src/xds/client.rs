@@ -125,9 +125,10 @@ impl Client {
         saver: Option<Saver>,
     ) -> Self {
         let fallback = settings.last_good.clone();
+        let cache = Cache::new(settings.gateways.iter().map(String::as_str), settings.drain_timeout);
         Self {
             settings,
-            cache: Cache::default(),
+            cache,
             shared,
             listeners,
             saver,

@@ -178,6 +178,8 @@ struct Service {
 #[derive(Default)]
 struct Subscription {
     asked: bool,
+    /// Whether a name was ever given; without one it is all of a type, where that can be asked for.
+    named: bool,
     names: HashSet<String>,
     has: HashMap<String, String>,
     /// Collections without members that the client was told of.
@@ -188,7 +190,7 @@ impl Subscription {
     fn wants(&self, kind: ResourceType, name: &str) -> bool {
         match kind {
             ResourceType::LbEndpoint => leds::collection_of(name).is_some_and(|c| self.names.contains(&c)),
-            _ => kind.legacy_wildcard() || self.names.contains(name),
+            _ => (kind.legacy_wildcard() && !self.named) || self.names.contains(name),
         }
     }
 
@@ -255,6 +257,7 @@ fn note(
     let kind = ResourceType::from_type_url(&request.type_url).expect("a known type");
     let subscription = subscriptions.entry(kind).or_default();
     subscription.asked = true;
+    subscription.named |= !request.resource_names_subscribe.is_empty();
     subscription.names.extend(request.resource_names_subscribe.iter().cloned());
     for name in &request.resource_names_unsubscribe {
         subscription.names.remove(name);

@@ -395,6 +395,18 @@ impl Interest {
         self.open_anew(name, since, wanted(&self.names, name), snapshot);
     }
 
+    /// Opens the members of a collection that went with their version, as the client is to get them from
+    /// `routed`.
+    pub(super) fn open_gone(&mut self, collection_name: &str, snapshot: &Snapshot, routed: &Snapshot) {
+        let Some(prefix) = collection(collection_name) else { return };
+        let since = Since::revision(snapshot.revision());
+        for member in members(routed.resources(&self.shelf), prefix) {
+            if !self.open.contains_key(member) && self.went_with_its_version(member, snapshot) {
+                self.open.insert(Arc::clone(member), Open { since, held: Held::Nothing });
+            }
+        }
+    }
+
     /// The name as it is known already, so that streams share it.
     fn shared(&self, name: &str, snapshot: &Snapshot) -> Name {
         let known = snapshot.resources(&self.shelf).get_key_value(name);

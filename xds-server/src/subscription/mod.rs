@@ -135,6 +135,10 @@ pub struct Session {
     began: Option<Instant>,
     /// Since when listeners or routes wait for clusters.
     routing_waits: Option<Instant>,
+    /// What the listeners and routes were made from that are on their way, and when. A client that asks
+    /// for clusters by name asks after it has seen the routes that name them; if those clusters are gone by
+    /// then, it gets them as they were, or it would send requests to nothing until newer routes come.
+    routed: Option<(Snapshot, Instant)>,
 }
 
 impl Session {
@@ -150,6 +154,7 @@ impl Session {
             applied: 0,
             began: None,
             routing_waits: None,
+            routed: None,
         }
     }
 
@@ -195,7 +200,15 @@ impl Session {
     ) -> Result<Option<Reply>, Violation> {
         self.began.get_or_insert(now);
         let Some(at) = self.at(kind) else { return Ok(None) };
-        let reply = self.interests[at].on_incremental(request, &self.snapshot, now)?;
+        let collections = match self.routed {
+            Some(_) if *kind == Kind::LbEndpoint => request.resource_names_subscribe.clone(),
+            _ => Vec::new(),
+        };
+        let interest = &mut self.interests[at];
+        let reply = interest.on_incremental(request, &self.snapshot, now)?;
+        if let Some((routed, _)) = &self.routed {
+            collections.iter().for_each(|name| interest.open_gone(name, &self.snapshot, routed));
+        }
         self.within_bounds(reply)
     }
 
@@ -245,6 +258,8 @@ impl Session {
         // Clusters that keep changing must not hold routes back for ever.
         let waited = self.routing_waits.is_some_and(|since| now >= since + ACK_TIMEOUT);
         let permits = Permits::new(self, waited, now);
+        let (_, routing_settled) = permits.of(&Kind::Cluster);
+        self.routed.take_if(|(_, sent)| routing_settled || now >= *sent + ACK_TIMEOUT);
         let count = self.interests.len();
         // What has waited long enough comes first.
         let routing = self.interests.partition_point(|interest| interest.shelf.0 < Kind::Listener);
@@ -257,11 +272,17 @@ impl Session {
             }
             let interest = &mut self.interests[at];
             let was_waiting = interest.is_waiting();
-            let Some((response, replaced)) = interest.respond(&self.snapshot, self.nonces + 1, may_remove, now) else {
+            let routed = self.routed.as_ref().map(|(routed, _)| routed);
+            let Some((response, replaced)) =
+                interest.respond(&self.snapshot, routed, self.nonces + 1, may_remove, now)
+            else {
                 settled_silently |= was_waiting && !interest.is_waiting();
                 continue;
             };
             self.nonces += 1;
+            if order::is_routing(&response.kind) && !self.single {
+                self.routed = Some((self.snapshot.clone(), now));
+            }
             self.note_routing_waits(now);
             if response.kind == Kind::Cluster && !self.single && !replaced.is_empty() {
                 self.send_endpoints_again(&replaced);

@@ -47,10 +47,12 @@ impl Interest {
         settled && self.heartbeats.is_empty()
     }
 
-    /// The response that is due, and the names of resources it replaces by another version.
+    /// The response that is due, and the names of resources it replaces by another version. `routed` is
+    /// what the routes were made from that the client has yet to apply.
     pub(super) fn respond(
         &mut self,
         snapshot: &Snapshot,
+        routed: Option<&Snapshot>,
         nonce: u64,
         may_remove: bool,
         now: Instant,
@@ -58,7 +60,7 @@ impl Interest {
         if !self.asked || self.is_idle() || self.is_in_flight(now) {
             return None;
         }
-        let batch = self.take_open(snapshot, may_remove);
+        let batch = self.take_open(snapshot, routed, may_remove);
         let heartbeats = self.take_heartbeats(snapshot, now);
         let nothing = batch.is_empty() && heartbeats.is_empty();
         if nothing && !self.greeting_owed {
@@ -93,12 +95,29 @@ impl Interest {
 
     /// Settles the open names against what is held, keeping those whose removal has to wait, and those
     /// that would make the response too large for clients with the usual limits.
-    fn take_open(&mut self, snapshot: &Snapshot, may_remove: bool) -> Batch {
+    fn take_open(&mut self, snapshot: &Snapshot, routed: Option<&Snapshot>, may_remove: bool) -> Batch {
         let mut batch = Batch::default();
         let (mut bytes, mut kept, mut full) = (0, BTreeMap::new(), false);
         let mut open = std::mem::take(&mut self.open);
         while let Some((name, Open { since, held })) = open.pop_first() {
             let current = snapshot.resource(&self.shelf, &name);
+            if current.is_none()
+                && !matches!(held, Held::Version(..))
+                && let Some(was) = routed.and_then(|routed| self.as_routed(&name, snapshot, routed))
+            {
+                bytes += was.size();
+                if bytes > self.budget && !batch.is_empty() && !self.is_full_state() {
+                    open.insert(name, Open { since, held });
+                    full = true;
+                    break;
+                }
+                // It is to be removed, as soon as no route needs it.
+                let held = Held::Version(Some(was.version), Some(Arc::clone(was)));
+                kept.insert(Arc::clone(&name), Open { since, held });
+                batch.send.push(Arc::clone(was));
+                batch.sent.push(Sent { name, since, before: None });
+                continue;
+            }
             match (current, held) {
                 (Some(resource), Held::Version(Some(version), _)) if version == resource.version => {
                     if resource.ttl.is_some() && !self.heartbeats.contains_key(&name) {
@@ -127,7 +146,7 @@ impl Interest {
                     kept.insert(name, Open { since, held });
                 }
                 (None, Held::Absent) => {}
-                (None, Held::Nothing) if !self.is_missing(&name, snapshot) => {}
+                (None, Held::Nothing) if !self.is_missing(&name, snapshot, routed) => {}
                 (None, held) => {
                     bytes += name.len() + 4;
                     // A state of the world does not say it.
@@ -146,14 +165,20 @@ impl Interest {
         kept.append(&mut open);
         self.open = kept;
         if !full {
-            self.take_fresh(snapshot, &mut batch, bytes);
+            self.take_fresh(snapshot, routed, &mut batch, bytes);
         }
         batch
     }
 
     /// What the client has just begun to ask for, as far as there is room for it. `bytes`: what is in the
     /// response already.
-    fn take_fresh(&mut self, snapshot: &Snapshot, batch: &mut Batch, mut bytes: usize) {
+    fn take_fresh(
+        &mut self,
+        snapshot: &Snapshot,
+        routed: Option<&Snapshot>,
+        batch: &mut Batch,
+        mut bytes: usize,
+    ) {
         let resources = snapshot.resources(&self.shelf);
         while let Some(mut fresh) = self.fresh.take() {
             let since = fresh.since;
@@ -167,14 +192,14 @@ impl Interest {
                 batch.sent.push(Sent { name: Arc::clone(name), since, before: None });
                 fresh.sent(Arc::clone(name));
             }
-            if fresh.is_untouched() && !fresh.scope().is_empty() {
+            let name: Name = format!("{}*", fresh.scope()).into();
+            if fresh.is_untouched() && !fresh.scope().is_empty() && self.is_missing(&name, snapshot, routed) {
                 // A collection is said to be empty.
                 bytes += fresh.scope().len() + 5;
                 if bytes > self.budget && !batch.is_empty() {
                     self.fresh = Some(fresh);
                     return;
                 }
-                let name: Name = format!("{}*", fresh.scope()).into();
                 batch.removed.push(Arc::clone(&name));
                 batch.sent.push(Sent { name, since, before: None });
             }
@@ -190,12 +215,31 @@ impl Interest {
         self.shelf.0 == Kind::LbEndpoint && cluster().is_some_and(there)
     }
 
+    /// Whether `name` is an endpoint that is gone because its version is.
+    pub(super) fn went_with_its_version(&self, name: &str, snapshot: &Snapshot) -> bool {
+        snapshot.resource(&self.shelf, name).is_none() && !self.is_one_of_many(name, snapshot)
+    }
+
+    /// A cluster or what belongs to one that is gone, as it was when the routes were made that the client
+    /// is about to apply.
+    fn as_routed<'a>(&self, name: &str, now: &Snapshot, routed: &'a Snapshot) -> Option<&'a Arc<Resource>> {
+        let kind = &self.shelf.0;
+        let needed = matches!(kind, Kind::Cluster | Kind::LoadAssignment | Kind::LbEndpoint);
+        let was = routed.resource(&self.shelf, name).filter(|_| needed)?;
+        (self.names.wants(name) && self.went_with_its_version(name, now)).then_some(was)
+    }
+
     /// Whether the client asked for `name` itself, which it is to be told does not exist ("Knowing When a
     /// Requested Resource Does Not Exist"), and for a collection when it is empty.
-    fn is_missing(&self, name: &str, snapshot: &Snapshot) -> bool {
+    fn is_missing(&self, name: &str, snapshot: &Snapshot, routed: Option<&Snapshot>) -> bool {
         match collection(name) {
             Some(prefix) if self.names.has_collection(name) => {
+                let went = |routed: &Snapshot| {
+                    let mut members = super::names::members(routed.resources(&self.shelf), prefix);
+                    members.any(|member| self.went_with_its_version(member, snapshot))
+                };
                 super::names::members(snapshot.resources(&self.shelf), prefix).next().is_none()
+                    && !routed.is_some_and(went)
             }
             _ => self.names.has(name),
         }

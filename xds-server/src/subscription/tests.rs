@@ -1,3 +1,4 @@
+mod demand;
 mod random;
 
 use envoy_types::pb::google::rpc::Status;

@@ -78,7 +78,7 @@ impl Cache {
         if moved {
             // Only now does nothing use the routes and secrets from before.
             self.drop_unwanted_secrets(&mut update);
-            self.drop_unwanted_routes(&mut update);
+            self.drop_unwanted_routes(now, &mut update);
             self.drop_retired_clusters(&mut update);
             self.resubscribe(&mut update);
         }

@@ -13,10 +13,20 @@ impl Cache {
         self.listeners.values().flat_map(ListenerState::route_configs).any(|wanted| wanted == name)
     }
 
+    /// Whether all of a type is followed, which is asked for without a name.
+    pub(super) fn follows_all(&self, kind: ResourceType) -> bool {
+        kind == ResourceType::Listener && self.gateways.is_empty()
+    }
+
+    pub(super) fn follows_listener(&self, name: &str) -> bool {
+        self.gateways.is_empty() || self.gateways.contains(name)
+    }
+
     /// The names to be subscribed to; none for types that are followed as a whole.
     pub(super) fn wanted(&self, kind: ResourceType) -> BTreeSet<Arc<str>> {
         match kind {
-            ResourceType::Cluster | ResourceType::Listener => BTreeSet::new(),
+            ResourceType::Listener => self.gateways.clone(),
+            ResourceType::Cluster => self.routed.keys().cloned().collect(),
             ResourceType::LbEndpoint => self.assignments.wanted().cloned().collect(),
             ResourceType::LoadAssignment => self.followers.keys().cloned().collect(),
             ResourceType::RouteConfiguration => {
@@ -33,11 +43,15 @@ impl Cache {
         for member in self.assignments.take_forgotten() {
             self.forget(ResourceType::LbEndpoint, &member);
         }
+        let named = std::mem::take(&mut self.touched_names);
         let touched = std::mem::take(&mut self.touched_assignments);
         let collections = self.assignments.take_touched();
         if !self.connected {
             return;
         }
+        let wanted = |name: &str| self.routed.contains_key(name);
+        let kind = ResourceType::Cluster;
+        update.requests.extend(difference(kind, &mut self.subscribed[kind.index()], named, wanted));
         let wanted = |name: &str| self.followers.contains_key(name);
         let kind = ResourceType::LoadAssignment;
         update.requests.extend(difference(kind, &mut self.subscribed[kind.index()], touched, wanted));
@@ -108,7 +122,10 @@ impl Cache {
             // hold back the rest of what is waited for.
             // A secret is shown before it is acknowledged.
             ResourceType::LbEndpoint | ResourceType::Secret => false,
-            ResourceType::RouteConfiguration => self.routes.get(name).is_some_and(|r| r.staged.is_some()),
+            ResourceType::RouteConfiguration => {
+                let staged = self.routes.get(name).and_then(|routes| routes.staged.as_ref());
+                staged.is_some_and(|(config, _)| !self.missing(config).any(|name| self.absent.contains(name)))
+            }
             ResourceType::Listener => {
                 self.listeners.get(name).is_some_and(|l| l.staged.is_some() || l.bound.is_none())
             }

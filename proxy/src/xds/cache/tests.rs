@@ -1,3 +1,4 @@
+mod demand;
 mod endpoints;
 mod secrets;
 
@@ -42,7 +43,11 @@ fn listener(name: &str, port: u16) -> Encoded {
 
 /// Everything of gateway `name` to service `s`, split over `versions`.
 fn routes(name: &str, versions: &[&str]) -> Encoded {
-    let split = Split::new(versions.iter().map(|v| (v.parse().unwrap(), 1)).collect()).unwrap();
+    weighted(name, &versions.iter().map(|version| (*version, 1)).collect::<Vec<_>>())
+}
+
+fn weighted(name: &str, versions: &[(&str, u32)]) -> Encoded {
+    let split = Split::new(versions.iter().map(|(v, w)| (v.parse().unwrap(), *w)).collect()).unwrap();
     let rule = Rule {
         matches: RouteMatch { path: PathMatch::Prefix("/".into()), headers: vec![] },
         service: "s".parse().unwrap(),
@@ -199,10 +204,10 @@ fn nacks(requests: &[DeltaDiscoveryRequest]) -> Vec<(&str, &str)> {
 /// A gateway `edge` on version `s/v1`, all live.
 fn running(now: Instant) -> World {
     let mut world = World::connected();
-    world.respond(now, &[cluster("s/v1")], &[]);
-    world.respond(now, &[endpoints("s/v1", &[1])], &[]);
     world.respond(now, &[listener("edge", 80)], &[]);
     world.respond(now, &[routes("edge", &["v1"])], &[]);
+    world.respond(now, &[cluster("s/v1")], &[]);
+    world.respond(now, &[endpoints("s/v1", &[1])], &[]);
     assert_eq!(world.live_versions("edge"), ["s/v1"]);
     assert_eq!((world.listeners.len(), world.cache.not_ready()), (1, None));
     world
@@ -215,7 +220,10 @@ fn routes_wait_for_their_clusters_and_acknowledgements_for_what_they_acknowledge
     let sent = world.respond(now, &[listener("edge", 80)], &[]);
     assert_eq!(sent.len(), 1, "asks for routes, acknowledges nothing: {sent:?}");
     assert_eq!(sent[0].resource_names_subscribe, ["edge"]);
-    assert!(acks(&world.respond(now, &[routes("edge", &["v1"])], &[])).is_empty());
+    let sent = world.respond(now, &[routes("edge", &["v1"])], &[]);
+    assert_eq!(sent.len(), 1, "asks for the cluster, acknowledges nothing: {sent:?}");
+    assert_eq!(sent[0].type_url, ResourceType::Cluster.type_url());
+    assert_eq!(sent[0].resource_names_subscribe, ["s/v1"]);
     assert!(world.routes.is_empty() && world.listeners.is_empty());
 
     let sent = world.respond(now, &[cluster("s/v1")], &[]);
@@ -269,12 +277,14 @@ fn a_cluster_in_use_outlives_its_removal_with_its_endpoints() {
     world.assert_whole("after the removal");
     assert_eq!(world.clusters["s/v1"].as_ref().unwrap().endpoints.len(), 1);
 
+    world.respond(now, &[routes("edge", &["v2"])], &[]);
     world.respond(now, &[cluster("s/v2")], &[]);
-    world.respond(now, &[endpoints("s/v2", &[2])], &[]);
-    let sent = world.respond(now, &[routes("edge", &["v2"])], &[]);
+    world.assert_whole("while its successor is warming");
+    let sent = world.respond(now, &[endpoints("s/v2", &[2])], &[]);
     assert!(!world.clusters.contains_key("s/v1"), "no live route names it any more");
-    let unsubscribed: Vec<_> = sent.iter().flat_map(|r| &r.resource_names_unsubscribe).collect();
-    assert_eq!(unsubscribed, ["s/v1"]);
+    let given_up = |r: &DeltaDiscoveryRequest| r.resource_names_unsubscribe == ["s/v1"];
+    let of: Vec<_> = sent.iter().filter(|r| given_up(r)).map(|r| r.type_url.as_str()).collect();
+    assert_eq!(of, [ResourceType::Cluster.type_url(), ResourceType::LoadAssignment.type_url()]);
 }
 
 #[test]
@@ -304,9 +314,9 @@ fn a_listener_that_cannot_be_bound_is_refused_and_asked_for_again() {
     let mut world = World::connected();
     world.unbindable.push("edge".into());
     world.respond(now, &[listener("edge", 80)], &[]);
+    world.respond(now, &[routes("edge", &["v1"])], &[]);
     world.respond(now, &[cluster("s/v1")], &[]);
-    world.respond(now, &[endpoints("s/v1", &[1])], &[]);
-    let sent = world.respond(now, &[routes("edge", &["v1"])], &[]);
+    let sent = world.respond(now, &[endpoints("s/v1", &[1])], &[]);
     assert_eq!(nacks(&sent), [("1", "LDS `edge`: address in use")]);
     world.cache.on_disconnected();
     let first = world.cache.on_connected();
@@ -318,7 +328,7 @@ fn a_listener_that_cannot_be_bound_is_refused_and_asked_for_again() {
 fn something_lacks_until_all_that_is_asked_for_has_come() {
     let now = Instant::now();
     let mut world = World::connected();
-    for step in [cluster("s/v1"), endpoints("s/v1", &[1]), listener("edge", 80), routes("edge", &["v1"])] {
+    for step in [listener("edge", 80), routes("edge", &["v1"]), cluster("s/v1"), endpoints("s/v1", &[1])] {
         assert!(world.cache.lacks_something());
         world.respond(now, &[step], &[]);
     }
@@ -406,7 +416,7 @@ fn a_new_stream_says_what_is_held_and_asks_for_what_is_needed() {
     {
         let versions = HashMap::from([(name.clone(), config::xds::content_version(&value))]);
         assert_eq!(of(kind).initial_resource_versions, versions, "{kind}");
-        let names = if kind.legacy_wildcard() { vec![] } else { vec![name] };
+        let names = if kind == ResourceType::Listener { vec![] } else { vec![name] };
         assert_eq!(of(kind).resource_names_subscribe, names, "{kind}");
     }
 }
@@ -438,7 +448,9 @@ fn what_was_not_asked_for_is_not_kept() {
     let mut world = running(now);
     world.respond(now, &[endpoints("s/v9", &[9]), routes("edge", &["v1"])][..1], &[]);
     world.respond(now, &[routes("other", &["v1"])], &[]);
+    world.respond(now, &[cluster("s/v9")], &[]);
     assert!(!world.clusters.contains_key("s/v9") && !world.routes.contains_key("other"));
+    assert_eq!(world.cache.held()[ResourceType::Cluster.index()].len(), 1);
     assert_eq!(world.cache.held()[ResourceType::LoadAssignment.index()].len(), 1);
     let unknown = DeltaDiscoveryResponse { type_url: "type.googleapis.com/x".into(), ..Default::default() };
     assert!(world.cache.on_response(unknown, now).requests.is_empty());
@@ -448,25 +460,24 @@ fn what_was_not_asked_for_is_not_kept() {
 fn updates_do_not_restart_the_warming_timeout() {
     let start = Instant::now();
     let mut world = running(start);
-    world.respond(start, &[cluster("s/v2")], &[]); // and never its assignment
     let second = |i: u64| start + Duration::from_secs(i);
     for i in 0..8 {
         world.pass(second(i));
-        let versions: &[&str] = if i % 2 == 0 { &["v1", "v2"] } else { &["v2"] };
-        world.respond(second(i), &[routes("edge", versions)], &[]);
-        let live = world.live_versions("edge");
+        let weight = 1 + u32::try_from(i % 2).unwrap();
+        world.respond(second(i), &[weighted("edge", &[("v1", weight), ("v2", 1)])], &[]);
+        world.respond(second(i), &[cluster("s/v2")], &[]); // and never its assignment
+        let live = &world.routes["edge"].virtual_hosts[0].routes[0].clusters;
         if i < 5 {
-            assert_eq!(live, ["s/v1"], "second {i}");
+            assert_eq!(live.len(), 1, "second {i}");
         } else {
-            assert_eq!(live.len(), versions.len(), "second {i}: it is not waited for again");
+            assert_eq!(live[0].1, weight, "second {i}: it is not waited for again");
         }
     }
     // Once it is there, a later absence is waited for again.
     world.respond(second(8), &[endpoints("s/v2", &[2])], &[]);
     world.respond(second(8), &[routes("edge", &["v1"])], &[]);
-    world.respond(second(8), &[], &[(ResourceType::Cluster, "s/v2")]);
-    world.respond(second(8), &[cluster("s/v2")], &[]);
     world.respond(second(8), &[routes("edge", &["v2"])], &[]);
+    world.respond(second(8), &[cluster("s/v2")], &[]);
     assert_eq!(world.live_versions("edge"), ["s/v1"]);
 }
 
@@ -487,19 +498,19 @@ fn listeners_that_change_do_not_restart_the_warming_timeout_either() {
 fn a_refused_cluster_is_not_waited_for_until_it_is_accepted() {
     let now = Instant::now();
     let mut world = running(now);
-    world.respond(now, &[(ResourceType::Cluster, "s/v2".to_owned(), vec![0xff])], &[]);
     world.respond(now, &[routes("edge", &["v1", "v2"])], &[]);
+    world.respond(now, &[(ResourceType::Cluster, "s/v2".to_owned(), vec![0xff])], &[]);
     assert_eq!(world.live_versions("edge"), ["s/v1", "s/v2"]);
 
-    world.respond(now, &[cluster("s/v3")], &[]); // nonce 7
+    world.respond(now, &[routes("edge", &["v3"])], &[]); // nonce 7
+    world.respond(now, &[cluster("s/v3")], &[]); // nonce 8
     let bad = (ResourceType::LoadAssignment, "s/v3".to_owned(), vec![0xff]);
     let sent = world.respond(now, &[bad], &[]);
-    assert_eq!(acks(&sent), ["7"], "the cluster is applied as far as it can be");
-    world.respond(now, &[routes("edge", &["v3"])], &[]);
+    assert_eq!(acks(&sent), ["8", "7"], "the cluster is applied as far as it can be");
     assert_eq!(world.live_versions("edge"), ["s/v3"]);
 
-    world.respond(now, &[cluster("s/v2")], &[]);
     world.respond(now, &[routes("edge", &["v2"])], &[]);
+    world.respond(now, &[cluster("s/v2")], &[]);
     assert_eq!(world.live_versions("edge"), ["s/v3"], "its assignment will come");
     world.respond(now, &[endpoints("s/v2", &[2])], &[]);
     assert_eq!(world.live_versions("edge"), ["s/v2"]);
@@ -568,7 +579,7 @@ struct Server {
     names: ByType<BTreeSet<String>>,
     has: ByType<HashMap<String, String>>,
     asked: ByType<bool>,
-    /// Collections without members that the client was told of.
+    /// Collections without members, and clusters that do not exist, that the client was told of.
     empty: BTreeSet<String>,
     /// The assignments with all their endpoints.
     whole: BTreeMap<String, Vec<u8>>,
@@ -602,7 +613,7 @@ impl Server {
         let i = kind.index();
         let wanted = |name: &String| match kind {
             ResourceType::LbEndpoint => self.names[i].contains(&leds::collection_of(name).unwrap()),
-            _ => kind.legacy_wildcard() || self.names[i].contains(name),
+            _ => kind == ResourceType::Listener || self.names[i].contains(name),
         };
         let current: Vec<Encoded> = self
             .resources
@@ -623,6 +634,14 @@ impl Server {
             let empty: Vec<String> = empty.collect();
             self.empty.extend(empty.clone());
             removed.extend(empty);
+        }
+        if kind == ResourceType::Cluster {
+            let there = |name: &String| current.iter().any(|e| e.1 == *name);
+            self.empty.retain(|name| !there(name));
+            let absent = self.names[i].iter().filter(|name| !there(name) && !removed.contains(name));
+            let absent: Vec<String> =
+                absent.filter(|name| self.empty.insert((*name).clone())).cloned().collect();
+            removed.extend(absent);
         }
         if changed.is_empty() && removed.is_empty() {
             return false;
@@ -671,13 +690,12 @@ impl Server {
     /// What should be live once everything has arrived.
     fn assert_same(&self, world: &World, context: &str) {
         let of = |kind: ResourceType| self.resources.iter().filter(move |((k, _), _)| *k == kind);
-        let clusters: Vec<_> = world.clusters.keys().cloned().collect();
-        assert_eq!(
-            clusters,
-            of(ResourceType::Cluster).map(|((_, n), _)| n.clone()).collect::<Vec<_>>(),
-            "{context}"
-        );
-        for (name, value) in &self.whole {
+        let routes = of(ResourceType::RouteConfiguration).map(|(_, v)| decode_route_config(v).unwrap());
+        let routes: Vec<RouteConfig> = routes.collect();
+        let routed: BTreeSet<&str> = routes.iter().flat_map(RouteConfig::clusters).collect();
+        let clusters: BTreeSet<&str> = world.clusters.keys().map(String::as_str).collect();
+        assert_eq!(clusters, routed, "{context}: what is routed and nothing else");
+        for (name, value) in self.whole.iter().filter(|(name, _)| routed.contains(name.as_str())) {
             let sorted = |assignment: &Assignment| {
                 let mut sorted = assignment.clone();
                 sorted.endpoints.sort_by_key(|endpoint| endpoint.address);
@@ -699,9 +717,7 @@ impl Server {
             assert_eq!(Some(endpoints), whole.map(|whole| whole.endpoints), "{context}");
         }
         let live: Vec<_> = world.routes.values().map(|config| (**config).clone()).collect();
-        let want: Vec<_> =
-            of(ResourceType::RouteConfiguration).map(|(_, v)| decode_route_config(v).unwrap()).collect();
-        assert_eq!(live, want, "{context}");
+        assert_eq!(live, routes, "{context}");
         let want: Vec<_> = of(ResourceType::Listener).map(|(_, v)| decode_listener(v).unwrap()).collect();
         assert_eq!(world.listeners, want, "{context}");
         assert!(world.cache.settled(), "{context}");

@@ -4,15 +4,16 @@ use std::{sync::Arc, time::Instant};
 
 use config::xds::{ResourceType, listener::ListenerConfig, route::RouteConfig};
 
-use super::{Cache, MAX_GIVEN_UP, Update, WARMING_TIMEOUT};
+use super::{Cache, RouteState, Update, WARMING_TIMEOUT};
 use crate::table::Change;
 
 impl Cache {
     /// Promotes what is ready, retires what nothing names, and gathers what is to be done.
     pub(super) fn settle(&mut self, now: Instant, update: &mut Update) {
         update.secrets.append(&mut self.secrets_given);
+        self.end_lingering(now, update);
         if self.listeners_touched {
-            self.drop_unwanted_routes(update);
+            self.drop_unwanted_routes(now, update);
             self.drop_unwanted_secrets(update);
         }
         self.promote_assignments(now);
@@ -68,9 +69,6 @@ impl Cache {
             let Some(state) = self.routes.get_mut(&name) else { continue };
             let Some((config, _)) = state.staged.take() else { continue };
             let before = state.live.replace(Arc::clone(&config));
-            for cluster in config.clusters() {
-                *self.routed.entry(cluster.into()).or_default() += 1;
-            }
             self.unroute(before.as_deref());
             update.upserts.push(Change::Routes(config));
             self.routes_touched = true;
@@ -104,7 +102,7 @@ impl Cache {
         self.routes_touched = false;
         if changed {
             // A listener that moved to other routes no longer needs the ones before.
-            self.drop_unwanted_routes(update);
+            self.drop_unwanted_routes(now, update);
             self.drop_unwanted_secrets(update);
             update.listeners = Some(self.live_listeners());
         }
@@ -115,15 +113,30 @@ impl Cache {
         self.listeners.values().filter_map(|l| l.live.clone()).collect()
     }
 
-    pub(super) fn drop_unwanted_routes(&mut self, update: &mut Update) {
+    pub(super) fn drop_unwanted_routes(&mut self, now: Instant, update: &mut Update) {
         let unwanted: Vec<Arc<str>> =
             self.routes.keys().filter(|name| !self.wants_routes(name)).cloned().collect();
         for name in unwanted {
             self.forget(ResourceType::RouteConfiguration, &name);
-            if let Some(live) = self.routes.remove(&name).and_then(|state| state.live) {
+            let Some(RouteState { live, staged }) = self.routes.remove(&name) else { continue };
+            self.unroute(staged.as_ref().map(|(config, _)| &**config));
+            let Some(live) = live else { continue };
+            update.removals.push(Change::RoutesGone(Arc::clone(&name)));
+            if self.linger.is_zero() {
                 self.unroute(Some(&live));
-                update.removals.push(Change::RoutesGone(name));
+            } else if let Some((before, _)) = self.lingering.insert(name, (live, now + self.linger)) {
+                self.unroute(Some(&before));
             }
+        }
+    }
+
+    /// Gives up what the last connections of listeners that went have had their time to use.
+    fn end_lingering(&mut self, now: Instant, update: &mut Update) {
+        let over = self.lingering.iter().filter(|(_, (_, until))| now >= *until);
+        for name in over.map(|(name, _)| Arc::clone(name)).collect::<Vec<_>>() {
+            let Some((config, _)) = self.lingering.remove(&name) else { continue };
+            self.unroute(Some(&config));
+            update.changed = true;
         }
     }
 
@@ -142,18 +155,34 @@ impl Cache {
         }
     }
 
+    /// `config` is staged: what it names is needed.
+    pub(super) fn route(&mut self, config: &RouteConfig) {
+        for cluster in config.clusters() {
+            if let Some(count) = self.routed.get_mut(cluster) {
+                *count += 1;
+                continue;
+            }
+            let name: Arc<str> = cluster.into();
+            self.routed.insert(Arc::clone(&name), 1);
+            self.touched_names.insert(name);
+        }
+    }
+
+    /// `config` is neither live nor staged any more: what nothing else names is not needed.
     pub(super) fn unroute(&mut self, config: Option<&RouteConfig>) {
         for cluster in config.map(RouteConfig::clusters).unwrap_or_default() {
-            if let Some(count) = self.routed.get_mut(cluster) {
-                *count -= 1;
-                if *count == 0 {
-                    self.routed.remove(cluster);
-                    // Of a cluster that CDS knows, it is remembered until it goes.
-                    if !self.clusters.contains_key(cluster) {
-                        self.given_up.remove(cluster);
-                    }
-                }
+            let Some(count) = self.routed.get_mut(cluster) else { continue };
+            *count -= 1;
+            if *count > 0 {
+                continue;
             }
+            let Some((name, _)) = self.routed.remove_entry(cluster) else { continue };
+            self.given_up.remove(&name);
+            self.absent.remove(&name);
+            if self.clusters.contains_key(&name) {
+                self.retired.insert(Arc::clone(&name));
+            }
+            self.touched_names.insert(name);
         }
     }
 
@@ -180,12 +209,9 @@ impl Cache {
 
     /// These were waited for in vain.
     pub(super) fn give_up(&mut self, clusters: impl IntoIterator<Item = Arc<str>>) {
-        for cluster in clusters {
-            // Beyond the bound it is waited for again, which is only slower.
-            if self.given_up.len() < MAX_GIVEN_UP {
-                self.given_up.insert(cluster);
-            }
-        }
+        // What nothing names is not waited for anyway.
+        let named = clusters.into_iter().filter(|cluster| self.routed.contains_key(cluster));
+        self.given_up.extend(named);
     }
 
     /// A resource was refused: a cluster that lacks it will not become warm.

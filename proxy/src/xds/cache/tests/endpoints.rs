@@ -80,11 +80,11 @@ pub(super) fn random(cluster: &str, rng: &mut fastrand::Rng) -> (Vec<Encoded>, V
 /// A gateway `edge` on `s/v1`, whose endpoints `a` and `b` are in a collection without a zone; all live.
 fn running(now: Instant) -> World {
     let mut world = World::connected();
+    world.respond(now, &[listener("edge", 80)], &[]);
+    world.respond(now, &[routes("edge", &["v1"])], &[]);
     world.respond(now, &[cluster("s/v1")], &[]);
     world.respond(now, &[collections("s/v1", &[""])], &[]);
     world.respond(now, &[member("s/v1", "", "a", 1), member("s/v1", "", "b", 2)], &[]);
-    world.respond(now, &[listener("edge", 80)], &[]);
-    world.respond(now, &[routes("edge", &["v1"])], &[]);
     assert_eq!((world.live_versions("edge"), world.cache.not_ready()), (vec!["s/v1".to_owned()], None));
     world
 }
@@ -158,6 +158,7 @@ fn a_refused_member_is_named_and_the_rest_is_applied() {
     assert_eq!(seen(&world, "s/v1"), [one("a", 1, ""), one("b", 2, ""), one("c", 3, "")]);
 
     // A collection of which nothing can be read is not waited for.
+    world.respond(now, &[routes("edge", &["v1", "v2"])], &[]);
     world.respond(now, &[cluster("s/v2")], &[]);
     world.respond(now, &[collections("s/v2", &[""])], &[]);
     let (kind, name, _) = member("s/v2", "", "a", 1);
@@ -192,12 +193,14 @@ fn endpoints_stay_until_the_collections_that_replace_theirs_have_been_answered()
 fn a_collection_that_is_never_answered_is_waited_for_once() {
     let now = Instant::now();
     let mut world = World::connected();
+    world.respond(now, &[listener("edge", 80)], &[]);
+    world.respond(now, &[routes("edge", &["v1"])], &[]);
     world.respond(now, &[cluster("s/v1")], &[]);
     world.respond(now, &[collections("s/v1", &["x", "y"])], &[]);
     world.respond(now, &[member("s/v1", "x", "a", 1)], &[]);
     let later = now + WARMING_TIMEOUT;
     let sent = world.pass(later);
-    assert_eq!(acks(&sent).len(), 2, "{sent:?}");
+    assert_eq!(acks(&sent).len(), 4, "{sent:?}");
     assert_eq!(seen(&world, "s/v1"), [one("a", 1, "x")]);
     assert!(world.cache.warming_timeouts() > 0 && world.cache.next_deadline().is_none());
     assert!(world.cache.lacks_something());
@@ -244,11 +247,13 @@ fn what_is_saved_starts_another_run_with_its_members() {
 fn a_cluster_that_goes_takes_its_collections_along() {
     let now = Instant::now();
     let mut world = running(now);
+    world.respond(now, &[routes("edge", &["v1", "v2"])], &[]);
     world.respond(now, &[cluster("s/v2")], &[]);
     world.respond(now, &[collections("s/v2", &["x", "y"])], &[]);
     world.respond(now, &[member("s/v2", "x", "a", 1)], &[]);
     // It goes before it was ever warm.
-    let sent = world.respond(now, &[], &[(ResourceType::Cluster, "s/v2")]);
+    world.respond(now, &[], &[(ResourceType::Cluster, "s/v2")]);
+    let sent = world.respond(now, &[routes("edge", &["v1"])], &[]);
     let unsubscribed: BTreeSet<_> = sent.iter().flat_map(|r| r.resource_names_unsubscribe.clone()).collect();
     assert_eq!(unsubscribed, BTreeSet::from(["s/v2".into(), glob("s/v2", "x"), glob("s/v2", "y")]));
     assert_eq!(world.cache.held()[ResourceType::LbEndpoint.index()].len(), 2, "those of s/v1");
@@ -294,6 +299,7 @@ fn a_server_may_go_from_collections_to_assignments_and_back() {
 fn clusters_that_share_an_assignment_share_its_changes() {
     let now = Instant::now();
     let mut world = running(now);
+    world.respond(now, &[routes("edge", &["v1", "v2"])], &[]);
     let mut other = config::xds::cluster::encode(&"s/v2".parse().unwrap(), Protocol::Http, None);
     other.eds_cluster_config.as_mut().unwrap().service_name = "s/v1".into();
     world.respond(now, &[(ResourceType::Cluster, "s/v2".into(), other.encode_to_vec())], &[]);
