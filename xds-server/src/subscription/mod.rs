@@ -207,7 +207,9 @@ impl Session {
         let interest = &mut self.interests[at];
         let reply = interest.on_incremental(request, &self.snapshot, now)?;
         if let Some((routed, _)) = &self.routed {
-            collections.iter().for_each(|name| interest.open_gone(name, &self.snapshot, routed));
+            for name in &collections {
+                interest.open_gone(name, &self.snapshot, routed);
+            }
         }
         self.within_bounds(reply)
     }

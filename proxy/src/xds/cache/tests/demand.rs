@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn names<'a>(requests: &'a [DeltaDiscoveryRequest], kind: ResourceType) -> (Vec<&'a str>, Vec<&'a str>) {
+fn names(requests: &[DeltaDiscoveryRequest], kind: ResourceType) -> (Vec<&str>, Vec<&str>) {
     let of = || requests.iter().filter(move |r| r.type_url == kind.type_url());
     let more = of().flat_map(|r| &r.resource_names_subscribe).map(String::as_str).collect();
     (more, of().flat_map(|r| &r.resource_names_unsubscribe).map(String::as_str).collect())
