@@ -18,6 +18,8 @@ use crate::{bench::usage, figures::Figures, sluicegate::Server};
 const PATIENCE: Duration = Duration::from_mins(2);
 /// How long a server may rest before its memory is looked at.
 const REST: Duration = Duration::from_millis(1_500);
+/// How many changes a server has then had, in a second.
+const AFTERWARDS: u32 = 10;
 
 /// How much is measured.
 #[derive(Clone, Debug)]
@@ -212,7 +214,11 @@ impl<'a> Stand<'a> {
         let took = self.grow(self.settings.storm).await?;
         let spent = self.since(&before);
         let peak_bytes = memory(self.pid(), "VmHWM:")?;
-        // What was sent and acknowledged is let go.
+        // What was sent and acknowledged is let go: the allocator gives it back a while later, when it is
+        // asked for something.
+        tokio::time::sleep(REST).await;
+        let services = self.anywhere(AFTERWARDS as usize);
+        self.changes(services, Some(AFTERWARDS)).await?;
         tokio::time::sleep(REST).await;
         let after = memory(self.pid(), "VmRSS:")?;
         let proxies = self.settings.storm as f64;
