@@ -1,7 +1,6 @@
 //! One HTTP/2 connection, and all its streams, as one task.
 
 use std::{
-    io,
     pin::Pin,
     sync::{
         Arc,
@@ -17,10 +16,8 @@ use h2::{
     server::{self, SendResponse},
 };
 use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep_until, timeout},
-};
+use tokio::time::{Sleep, sleep_until, timeout};
+use tokio_util::io::InspectReader;
 use tonic::Status;
 
 use super::{
@@ -65,8 +62,9 @@ pub(super) async fn serve(stream: Limited<Wire>, ads: Ads, feed: Arc<Feed>, else
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(MAX_HEADERS);
-    let heard_by = Hearing { stream, heard: Arc::clone(&heard) };
-    let Ok(Ok(mut http)) = timeout(HANDSHAKE_TIMEOUT, http.handshake(heard_by)).await else {
+    let hears = Arc::clone(&heard);
+    let stream: Heard = InspectReader::new(stream, Box::new(move |_| hears.store(true, Ordering::Relaxed)));
+    let Ok(Ok(mut http)) = timeout(HANDSHAKE_TIMEOUT, http.handshake(stream)).await else {
         return;
     };
     let bell = Bell::new();
@@ -89,8 +87,11 @@ pub(super) async fn serve(stream: Limited<Wire>, ads: Ads, feed: Arc<Feed>, else
     std::future::poll_fn(|context| bell.turns(context, || connection.turn())).await;
 }
 
+/// A connection that notes when something was read.
+type Heard = InspectReader<Limited<Wire>, Box<dyn FnMut(&[u8]) + Send>>;
+
 struct Connection {
-    http: server::Connection<Hearing, Bytes>,
+    http: server::Connection<Heard, Bytes>,
     streams: Vec<Stream>,
     seat: Seat,
     ads: Ads,
@@ -204,51 +205,5 @@ impl Timer {
                 context.waker().wake_by_ref();
             }
         }
-    }
-}
-
-/// Notes that something was read.
-struct Hearing {
-    stream: Limited<Wire>,
-    heard: Arc<AtomicBool>,
-}
-
-impl AsyncRead for Hearing {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if read.is_ready() {
-            self.heard.store(true, Ordering::Relaxed);
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Hearing {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }
