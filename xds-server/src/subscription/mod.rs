@@ -253,6 +253,7 @@ impl Session {
     /// removals of clusters and assignments when it has acknowledged the routes that no longer need
     /// them.
     pub fn poll(&mut self, now: Instant) -> Option<Response> {
+        self.forget_routed(now);
         if self.interests.iter().all(Interest::is_idle) {
             self.routing_waits = None;
             return None;
@@ -260,8 +261,6 @@ impl Session {
         // Clusters that keep changing must not hold routes back for ever.
         let waited = self.routing_waits.is_some_and(|since| now >= since + ACK_TIMEOUT);
         let permits = Permits::new(self, waited, now);
-        let (_, routing_settled) = permits.of(&Kind::Cluster);
-        self.routed.take_if(|(_, sent)| routing_settled || now >= *sent + ACK_TIMEOUT);
         let count = self.interests.len();
         // What has waited long enough comes first.
         let routing = self.interests.partition_point(|interest| interest.shelf.0 < Kind::Listener);
@@ -298,6 +297,15 @@ impl Session {
         }
         self.note_routing_waits(now);
         None
+    }
+
+    /// What routes were made from is no longer needed when the client has applied them.
+    fn forget_routed(&mut self, now: Instant) {
+        let Some((_, sent)) = &self.routed else { return };
+        let mut routing = self.interests.iter().filter(|interest| order::is_routing(&interest.shelf.0));
+        if now >= *sent + ACK_TIMEOUT || routing.all(|interest| interest.is_settled(now)) {
+            self.routed = None;
+        }
     }
 
     /// A cluster that changed warms anew and waits for its endpoints, which have not changed
